@@ -1,1 +1,67 @@
-"""bestie-pl: weakly-supervised instance segmentation from image tags or one point per object."""
+"""Weakly-supervised instance segmentation from image tags or one point per object.
+
+The public names below are imported when they are first used, so ``import bestie_pl`` costs milliseconds and no torch.
+
+>>> import bestie_pl
+>>> bestie_pl.Geometry(sigma=3.0).sigma
+3.0
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the same names as in _HOME, for type checkers and editors
+    from bestie_pl.data.base import InstanceDataModule as InstanceDataModule
+    from bestie_pl.data.coco import COCODataModule as COCODataModule
+    from bestie_pl.data.shapes import ShapesDataModule as ShapesDataModule
+    from bestie_pl.data.voc import VOCDataModule as VOCDataModule
+    from bestie_pl.metrics.coco import COCOInstanceAP as COCOInstanceAP
+    from bestie_pl.metrics.labels import LabelQuality as LabelQuality
+    from bestie_pl.metrics.semantic import SemanticIoU as SemanticIoU
+    from bestie_pl.metrics.voc import VOCInstanceAP as VOCInstanceAP
+    from bestie_pl.models.bestie import BestieModel as BestieModel
+    from bestie_pl.modules.bestie import BestieModule as BestieModule
+    from bestie_pl.structures import Batch as Batch
+    from bestie_pl.structures import Cues as Cues
+    from bestie_pl.structures import Geometry as Geometry
+    from bestie_pl.structures import InstanceMaps as InstanceMaps
+    from bestie_pl.structures import Instances as Instances
+    from bestie_pl.structures import LabeledInstances as LabeledInstances
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Batch": "structures",
+    "BestieModel": "models.bestie",
+    "BestieModule": "modules.bestie",
+    "COCODataModule": "data.coco",
+    "COCOInstanceAP": "metrics.coco",
+    "Cues": "structures",
+    "Geometry": "structures",
+    "InstanceDataModule": "data.base",
+    "InstanceMaps": "structures",
+    "Instances": "structures",
+    "LabelQuality": "metrics.labels",
+    "LabeledInstances": "structures",
+    "SemanticIoU": "metrics.semantic",
+    "ShapesDataModule": "data.shapes",
+    "VOCDataModule": "data.voc",
+    "VOCInstanceAP": "metrics.voc",
+}
+"""Module that each public name comes from."""
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value  # the next use does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,37 @@
+# `make` lists what there is. It needs nothing but Python >= 3.11; what a target uses is installed into .venv first.
+.DEFAULT_GOAL := help
+.PHONY: help setup test lint demo clean
+.SUFFIXES:
+
+bin := .venv/bin
+sources := src tests tools
+ready := .venv/.ready
+
+help:
+	@echo "make setup  build .venv with this package and all it needs (again after a change of its requirements)"
+	@echo "make test   style, types, doctests and tests"
+	@echo "make lint   style and types only"
+	@echo "make demo   train and evaluate on generated pictures, on the CPU, without downloads"
+	@echo "make clean  remove caches and build products; .venv, data and runs stay"
+
+setup: $(ready)
+
+# Last, so that an interrupted installation is not taken for a finished one.
+$(ready): setup.cfg pyproject.toml tools/setup.sh tools/constraints.txt tools/torchvision_cpu.py
+	tools/setup.sh
+	@touch $@
+
+test: lint
+	$(bin)/python -m pytest
+
+lint: $(ready)
+	$(bin)/ruff check $(sources)
+	$(bin)/ruff format --check $(sources)
+	$(bin)/mypy
+
+demo: $(ready)
+	$(bin)/python tools/demo.py
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	find src tests tools -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,178 @@
+"""Data sets with COCO annotation files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bestie_pl.data.base import InstanceDataModule, Stage
+from bestie_pl.data.files import Packed, check_unique, read_text, require_folder
+from bestie_pl.data.samples import Split
+from bestie_pl.data.truth import COCOTruth
+
+
+class COCODataModule(InstanceDataModule):
+    """A data set with COCO annotation files (``instances_*.json``).
+
+    Categories become classes 0..C-1 in ascending category id; ``category_ids`` and ``image_ids`` lead back, for export.
+    An image is tagged with every class that it has an annotation of, crowd regions included: who tags an image does not
+    tell single objects from crowds. Polygons and run-length codes of both kinds are read. Training keeps only the tags
+    of its annotation file, unless the settings ask for ground truth.
+
+    Args:
+        root: Folder that the paths below start from.
+        train_images: Folder of the training images; COCO's own is ``train2017``.
+        train_annotations: Annotation file of the training images, for their tags.
+        val_images: Folder of the validation images.
+        val_annotations: Annotation file for validation. The categories are read from it.
+        test_images: Folder of the test images; ``val_images`` if omitted.
+        test_annotations: Annotation file for ``test``; ``val_annotations`` if omitted.
+        predict_annotations: Annotation file whose images, in ``test_images`` or ``train_images``, are predicted; the
+            test images' if omitted. Annotations in it are not needed.
+        semantic_dir: Semantic maps of the training images, ``NAME.png``: 0 background, c + 1 for class c.
+        points_dir: Points or cues, ``NAME.txt`` of lines ``x y class conf`` with classes from 0.
+        **kwargs: See ``InstanceDataModule``.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        train_images: str = "train2017",
+        train_annotations: str = "annotations/instances_train2017.json",
+        val_images: str = "val2017",
+        val_annotations: str = "annotations/instances_val2017.json",
+        test_images: str | None = None,
+        test_annotations: str | None = None,
+        predict_annotations: str | None = None,
+        semantic_dir: str | None = None,
+        points_dir: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        base = Path(root)
+        path = base / val_annotations
+        categories = _categories(_read_json(path), path)
+        super().__init__(root, tuple(categories.values()), **kwargs)
+        self.category_ids = tuple(categories)
+        self.image_ids: dict[str, int] = {}
+        test = (base / (test_images or val_images), base / (test_annotations or val_annotations))
+        train = (base / train_images, base / train_annotations)
+        predict = base / predict_annotations if predict_annotations else test[1]
+        self.sources: dict[Stage, tuple[Path, Path]] = {
+            "train": train,
+            "val": (base / val_images, path),
+            "test": test,
+            "predict": (train[0] if predict == train[1] else test[0], predict),
+        }
+        self.semantic_dir = base / semantic_dir if semantic_dir else None
+        self.cues_dir = base / points_dir if points_dir else None
+
+    def open_split(self, stage: Stage) -> Split:
+        """See ``InstanceDataModule``."""
+        folder, path = self.sources[stage]
+        require_folder(folder, f"the images of {path}")
+        wanted = stage in ("val", "test") or (
+            stage == "train" and (self.reads_true_instances or self.semantic_source == "ground_truth")
+        )
+        index = read_index(path, self.category_ids, keep_masks=wanted)
+        self.image_ids |= dict(zip(index.names, index.image_ids.tolist(), strict=True))
+        return Split(
+            names=index.names,
+            images=Packed(str(folder / file) for file in index.files),
+            tags=index.tags,
+            semantic_dir=self.semantic_dir if stage == "train" and self.semantic_source == "folder" else None,
+            cues_dir=self.cues_dir,
+            truth=COCOTruth(index.annotations, index.sizes, path) if index.annotations is not None else None,
+        )
+
+
+@dataclass(frozen=True)
+class COCOIndex:
+    """One annotation file as columns, a row an image: ``names`` are file names without suffix; see ``COCOTruth``."""
+
+    names: Packed
+    files: Packed
+    image_ids: Tensor
+    sizes: Tensor
+    tags: Tensor
+    annotations: Packed | None
+
+
+def read_index(path: Path, category_ids: tuple[int, ...], *, keep_masks: bool) -> COCOIndex:
+    """Read an annotation file; without ``keep_masks`` only its tags are kept.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not COCO's layout, other categories than ``category_ids``, or an annotation of an unknown image.
+    """
+    content = _read_json(path)
+    if "categories" in content and tuple(_categories(content, path)) != category_ids:
+        raise ValueError(
+            f"{path}: categories {tuple(_categories(content, path))} differ from {category_ids} of the validation "
+            "annotations; all annotation files of a data set need the same categories"
+        )
+    images = content.get("images")
+    if not images:
+        raise ValueError(f"{path}: lists no images; expected a COCO annotation file with `images`")
+    files = [str(_field(image, "file_name", path)) for image in images]
+    names = [str(Path(file).with_suffix("")) for file in files]
+    check_unique(path, names)
+    image_ids = [int(_field(image, "id", path)) for image in images]
+    rows = {image_id: row for row, image_id in enumerate(image_ids)}
+    classes = {category: number for number, category in enumerate(category_ids)}
+    tags = torch.zeros(len(images), len(category_ids), dtype=torch.bool)
+    kept: list[list[dict[str, Any]]] = [[] for _ in images]
+    for annotation in content.get("annotations", ()):
+        row, number = rows.get(annotation.get("image_id")), classes.get(annotation.get("category_id"))
+        if row is None or number is None:
+            raise ValueError(
+                f"{path}: annotation {annotation.get('id')} has image_id {annotation.get('image_id')} and category_id "
+                f"{annotation.get('category_id')}; expected those of an image and a category of the file"
+            )
+        tags[row, number] = True
+        if keep_masks:
+            kept[row].append(
+                {
+                    "id": annotation.get("id"),
+                    "class": number,
+                    "iscrowd": annotation.get("iscrowd", 0),
+                    "segmentation": annotation.get("segmentation"),
+                }
+            )
+    return COCOIndex(
+        names=Packed(names),
+        files=Packed(files),
+        image_ids=torch.tensor(image_ids),
+        sizes=torch.tensor([[_field(image, "height", path), _field(image, "width", path)] for image in images]),
+        tags=tags,
+        annotations=Packed(json.dumps(annotations) for annotations in kept) if keep_masks else None,
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(read_text(path, "a COCO annotation file; check root and the annotation arguments"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: is no JSON ({error}); restore the file") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a list; expected a COCO annotation file with `images` and `categories`")
+    return content
+
+
+def _categories(content: dict[str, Any], path: Path) -> dict[int, str]:
+    """Category id -> name, ascending."""
+    categories = content.get("categories")
+    if not categories:
+        raise ValueError(f"{path}: lists no categories; expected a COCO annotation file with `categories`")
+    return dict(sorted((int(_field(c, "id", path)), str(_field(c, "name", path))) for c in categories))
+
+
+def _field(record: dict[str, Any], name: str, path: Path) -> Any:
+    if name not in record:
+        raise ValueError(f"{path}: an entry without {name!r}: {json.dumps(record)[:200]}")
+    return record[name]

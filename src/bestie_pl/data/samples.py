@@ -1,0 +1,303 @@
+"""Files -> samples -> batches: what worker processes do. Decoding only, in bytes; labels are made on the device.
+
+No Lightning and no Kornia here, so that worker processes start fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from bestie_pl.data import release
+from bestie_pl.data.files import Packed, open_image, read_cues, read_semantic
+from bestie_pl.data.truth import TruthReader, paint_instances
+from bestie_pl.ops.transfer import instances_from_map
+from bestie_pl.structures import IGNORE, Batch, Cues, Instances, LabeledInstances
+
+STRIDE = 32
+"""Evaluated images are a multiple of this, the largest stride of the networks."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The files of one split.
+
+    Args:
+        names: Unique image names; semantic maps and cues are ``semantic_dir/NAME.png`` and ``cues_dir/NAME.txt``.
+        images: Image paths, in the same order.
+        tags: (N, C) bool, or None where they are unknown.
+        semantic_dir: None where there is none.
+        cues_dir: None where there is none.
+        truth: Reader of the ground truth, None where there is none.
+    """
+
+    names: Packed
+    images: Packed
+    tags: Tensor | None = None
+    semantic_dir: Path | None = None
+    cues_dir: Path | None = None
+    truth: TruthReader | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and what is read with it; all but the references in pixels of ``image``.
+
+    ``image`` (3, H, W) uint8; ``tags`` (C,) bool; ``cues`` with image 0; ``semantic`` (H, W) uint8; ``ids`` (H, W)
+    int32 true instances with their ``classes`` (N,).
+    """
+
+    name: str
+    image: Tensor
+    tags: Tensor
+    cues: Cues
+    original_size: tuple[int, int]
+    semantic: Tensor | None = None
+    ids: Tensor | None = None
+    classes: Tensor | None = None
+    references: Instances | None = None
+    semantic_reference: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TrainingSamples(Dataset[Sample]):
+    """Training samples, whole images; with ``release_crop`` cropped and augmented as in the release.
+
+    An item's number is ``epoch * len(self) + index``. The release's random draws follow from it and from ``seed``
+    alone: they depend neither on the number of workers nor of processes, and are the same after an interruption.
+
+    Args:
+        split: Needs tags, what the arguments below ask for, and a ``semantic_dir`` or else the truth.
+        num_classes: Classes without background.
+        read_cues: Read ``split.cues_dir``; no cues otherwise.
+        read_instances: Read the true instances.
+        cue_threshold: Cues must be surer than this (strictly, release 1.4).
+        image_scale: Factor by which images are enlarged.
+        release_crop: Side of the release's crops; None leaves augmentation to the device.
+        seed: Of the release's random draws.
+    """
+
+    split: Split
+    num_classes: int
+    read_cues: bool = True
+    read_instances: bool = False
+    cue_threshold: float = 0.7
+    image_scale: float = 1.0
+    release_crop: int | None = None
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, number: int) -> Sample:
+        split, index = self.split, number % len(self)
+        if split.tags is None:
+            raise ValueError("a training split needs tags")
+        name, tags = split.names[index], split.tags[index]
+        image = open_image(Path(split.images[index]))
+        size = (image.height, image.width)
+        cues, semantic, ids, classes = Cues.empty(), None, None, None
+        if self.read_cues and split.cues_dir is not None:
+            cues = read_cues(split.cues_dir / f"{name}.txt", size, self.num_classes)
+            cues = cues.select((cues.scores > self.cue_threshold) & tags[cues.classes])
+        if split.truth is not None:
+            truth = split.truth(index, size)
+            semantic = truth.semantic
+            if self.read_instances:
+                ids, classes = paint_instances(truth.instances)
+        if split.semantic_dir is not None:
+            semantic = read_semantic(split.semantic_dir / f"{name}.png", size, self.num_classes)
+        sample = Sample(name, to_tensor(image), tags, cues, size, semantic, ids, classes)
+        if self.image_scale != 1:
+            sample = resize_sample(sample, scaled(size, self.image_scale))
+        if self.release_crop is not None:
+            sample = augment_as_release(sample, self.release_crop, np.random.default_rng([self.seed, number]))
+        return sample
+
+
+@dataclass(frozen=True)
+class EvaluationSamples(Dataset[Sample]):
+    """Images with their ground truth, if the split has any. Cues are read where a file exists; none is dropped.
+
+    Tags that the split does not state are taken from the ground truth; without that, they are empty.
+
+    Args:
+        split: What to read.
+        num_classes: Classes without background.
+        image_scale: Factor by which images are enlarged; references stay at the size of the file.
+        fit_stride: Resize each image to the next multiple of 32, as the release does (1.9).
+    """
+
+    split: Split
+    num_classes: int
+    image_scale: float = 1.0
+    fit_stride: bool = False
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> Sample:
+        split, name = self.split, self.split.names[index]
+        image = open_image(Path(split.images[index]))
+        size = (image.height, image.width)
+        truth = split.truth(index, size) if split.truth is not None else None
+        tags = torch.zeros(self.num_classes, dtype=torch.bool)
+        if split.tags is not None:
+            tags = split.tags[index]
+        elif truth is not None:
+            tags[truth.instances.classes] = True
+        cues = Cues.empty()
+        if split.cues_dir is not None and (path := split.cues_dir / f"{name}.txt").is_file():
+            cues = read_cues(path, size, self.num_classes)
+        sample = Sample(
+            name,
+            to_tensor(image),
+            tags,
+            cues,
+            size,
+            references=truth.instances if truth else None,
+            semantic_reference=truth.semantic if truth else None,
+        )
+        target = scaled(size, self.image_scale)
+        if self.fit_stride:
+            target = (-(-target[0] // STRIDE) * STRIDE, -(-target[1] // STRIDE) * STRIDE)
+        return sample if target == size else resize_sample(sample, target)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """(3, H, W) uint8 of an RGB image."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """A size times a factor, at least one pixel."""
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def resize_sample(sample: Sample, size: tuple[int, int]) -> Sample:
+    """The sample at another size: image bilinear, maps nearest, cues with pixel centres kept; references stay."""
+    height, width = sample.image.shape[1:]
+    ratio = torch.tensor([size[0] / height, size[1] / width])
+    image = Image.fromarray(sample.image.permute(1, 2, 0).numpy()).resize(size[::-1], Image.Resampling.BILINEAR)
+    return replace(
+        sample,
+        image=to_tensor(image),
+        cues=replace(sample.cues, yx=(sample.cues.yx + 0.5) * ratio - 0.5),
+        semantic=None if sample.semantic is None else _nearest(sample.semantic, size),
+        ids=None if sample.ids is None else _nearest(sample.ids, size),
+    )
+
+
+def augment_as_release(sample: Sample, crop_size: int, random: np.random.Generator) -> Sample:
+    """The release's whole augmentation of one sample (2.1 to 2.7, without normalisation)."""
+    size = (sample.image.shape[1], sample.image.shape[2])
+    image = release.distort_colors(sample.image.permute(1, 2, 0).numpy(), release.draw_colors(random))
+    draws = release.draw_geometry(size, crop_size, random)
+    yx, kept = release.transform_points(sample.cues.yx.double().numpy(), size, crop_size, draws)
+    image = release.transform_image(image, crop_size, draws)
+    semantic, ids = (
+        None if values is None else torch.from_numpy(release.transform_map(values.numpy(), crop_size, draws))
+        for values in (sample.semantic, sample.ids)
+    )
+    return replace(
+        sample,
+        image=torch.from_numpy(image).permute(2, 0, 1).contiguous(),
+        cues=replace(sample.cues.select(torch.from_numpy(kept)), yx=torch.from_numpy(yx).float()),
+        semantic=semantic,
+        ids=ids,
+    )
+
+
+def collate(samples: Sequence[Sample], *, multiple: int = 1) -> Batch:
+    """Pad to the largest image of the batch, rounded up to ``multiple``: mean colour, semantic 255, no instance."""
+    sizes = tuple((sample.image.shape[1], sample.image.shape[2]) for sample in samples)
+    height, width = (-(-max(side) // multiple) * multiple for side in zip(*sizes, strict=True))
+    images = torch.tensor(release.MEAN_COLOR, dtype=torch.uint8).view(1, 3, 1, 1).repeat(len(samples), 1, height, width)
+    for image, sample, (h, w) in zip(images, samples, sizes, strict=True):
+        image[:, :h, :w] = sample.image
+    references = tuple(s.references for s in samples if s.references is not None)
+    semantic_references = tuple(s.semantic_reference for s in samples if s.semantic_reference is not None)
+    return Batch(
+        images=images,
+        tags=torch.stack([sample.tags for sample in samples]),
+        cues=Cues(
+            image=torch.cat([torch.full((len(s.cues),), i, dtype=torch.int64) for i, s in enumerate(samples)]),
+            yx=torch.cat([s.cues.yx for s in samples]),
+            classes=torch.cat([s.cues.classes for s in samples]),
+            scores=torch.cat([s.cues.scores for s in samples]),
+        ),
+        names=tuple(sample.name for sample in samples),
+        sizes=sizes,
+        original_sizes=tuple(sample.original_size for sample in samples),
+        semantic=_stack([s.semantic for s in samples], (height, width), IGNORE),
+        truth=_collate_truth(samples, (height, width)),
+        references=references or None,
+        semantic_references=semantic_references or None,
+    )
+
+
+def _collate_truth(samples: Sequence[Sample], size: tuple[int, int]) -> LabeledInstances | None:
+    ids = _stack([s.ids for s in samples], size, 0)
+    if ids is None:
+        return None
+    classes = [s.classes if s.classes is not None else torch.zeros(0, dtype=torch.int64) for s in samples]
+    counts = torch.tensor([len(c) for c in classes])
+    before = (counts.cumsum(0) - counts)[:, None, None]
+    return instances_from_map(
+        torch.where(ids > 0, ids + before, 0).int(),
+        torch.cat([torch.zeros(1, dtype=torch.int64), torch.arange(len(samples)).repeat_interleave(counts)]),
+        torch.cat([torch.tensor([-1]), *classes]),
+    )
+
+
+def _stack(maps: Sequence[Tensor | None], size: tuple[int, int], outside: int) -> Tensor | None:
+    given = [values for values in maps if values is not None]
+    if len(given) < len(maps):
+        return None
+    return torch.stack([F.pad(m, (0, size[1] - m.shape[1], 0, size[0] - m.shape[0]), value=outside) for m in given])
+
+
+def _nearest(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """A map (H, W) at another size: each pixel takes the value under its centre. Any dtype."""
+    rows, columns = (((torch.arange(n) + 0.5) * (m / n)).long() for n, m in zip(size, values.shape, strict=True))
+    return values[rows][:, columns]
+
+
+class TrainingSampler(DistributedSampler[int]):
+    """Shuffles anew each epoch (Lightning calls ``set_epoch``), divides among processes, tells items the epoch."""
+
+    def __init__(self, dataset: TrainingSamples, world: int, rank: int, seed: int) -> None:
+        super().__init__(dataset, world, rank, shuffle=True, seed=seed)
+
+    def __iter__(self) -> Iterator[int]:
+        first = self.epoch * len(self.dataset)  # type: ignore[arg-type]
+        return (first + index for index in super().__iter__())
+
+
+class EvaluationSampler(DistributedSampler[int]):
+    """Each image exactly once over all processes, which may get different numbers of them, or none.
+
+    A DistributedSampler in name, so that Lightning leaves it alone whatever ``use_distributed_sampler`` says.
+    """
+
+    def __init__(self, dataset: EvaluationSamples, world: int, rank: int) -> None:
+        super().__init__(dataset, world, rank, shuffle=False)
+        self.indices = range(rank, len(dataset), world)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)

@@ -1,0 +1,113 @@
+"""``bestie-pl fit | validate | test | predict``: LightningCLI with our defaults."""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import CSVLogger
+
+# imported so that the command line and configurations find them by their short names
+from bestie_pl.data.coco import COCODataModule
+from bestie_pl.data.shapes import ShapesDataModule
+from bestie_pl.data.voc import VOCDataModule
+from bestie_pl.modules.bestie import BestieModule
+from bestie_pl.modules.callbacks import PictureWriter, PredictionWriter, ScoreWriter
+
+__all__ = [
+    "BestieCLI",
+    "BestieModule",
+    "COCODataModule",
+    "PictureWriter",
+    "PredictionWriter",
+    "ScoreWriter",
+    "ShapesDataModule",
+    "VOCDataModule",
+    "run",
+]
+
+SHARED = ("num_classes", "class_names", "supervision", "recipe", "object_scale", "min_area")
+"""What data and model must agree on. The data owns it; a module of one's own defines these attributes too."""
+
+
+class BestieParser(LightningArgumentParser):
+    """The same parser; its errors name the field and leave out the usage and the halves of a Union that do not apply."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print one message and exit with status 2."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        kept = [line for line in message.splitlines() if not _NOISE.match(line)]
+        command = getattr(ex, "subcommand_parser", None) or self
+        sys.stderr.write("bestie-pl: error: " + "\n".join(kept) + f"\nOptions: {command.prog} --help\n")
+        self.exit(2)
+
+
+_NOISE = re.compile(r"\s*(Does not validate against any|Subtypes:|Errors:$|- Expected a <class 'NoneType'>|Given value)")
+
+
+class BestieCLI(LightningCLI):
+    """LightningCLI whose model takes what it shares with the data from the data, and that always keeps a checkpoint."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Link the shared settings."""
+        for name in SHARED:
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration alone: a checkpoint's hyper-parameters must not undo what the user asks for now."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """The configured trainer, with everything that it writes in one folder, ``trainer.default_root_dir``.
+
+        Without a configured logger the log goes to ``logs/version_N``; without a configured ModelCheckpoint the newest
+        state goes to ``checkpoints`` after each epoch and when the run is interrupted, and ``last.ckpt`` links to it.
+        """
+        config = self._get(self.config_init, "trainer", default={})
+        root = Path(config.get("default_root_dir") or "runs")
+        kwargs["default_root_dir"] = str(root)
+        if config.get("logger") in (None, True):
+            kwargs["logger"] = CSVLogger(root, name="logs")
+        callbacks: list[pl.Callback] = list(config.get("callbacks") or [])
+        if config.get("enable_checkpointing") is not False:
+            _add_default(callbacks, ModelCheckpoint(filename="{step}", save_last="link", save_on_exception=True))
+        for callback in callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(root / "checkpoints")
+        for writer in (ScoreWriter(), PictureWriter(), PredictionWriter()):
+            _add_default(callbacks, writer)
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+
+def _add_default(callbacks: list[pl.Callback], default: pl.Callback) -> None:
+    """Append a callback unless the configuration has one of its class."""
+    if not any(isinstance(callback, type(default)) for callback in callbacks):
+        callbacks.append(default)
+
+
+def run(args: list[str] | None = None) -> None:
+    """Parse the command line (or ``args``) and do what it says."""
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=r".*smaller than the logging interval.*")
+    torch.set_float32_matmul_precision("high")
+    BestieCLI(
+        pl.LightningModule,
+        pl.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        parser_class=BestieParser,
+        parser_kwargs={"prog": "bestie-pl"},
+        seed_everything_default=3407,
+        # every image is evaluated once: the data modules bring their own samplers
+        trainer_defaults={"use_distributed_sampler": False},
+        load_from_checkpoint_support=False,
+        args=args,
+    )

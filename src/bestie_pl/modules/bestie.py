@@ -1,0 +1,336 @@
+"""The method as a LightningModule: network, self-refinement, losses; and scored instance masks at test time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from bestie_pl.metrics.coco import COCOInstanceAP
+from bestie_pl.metrics.labels import LabelQuality
+from bestie_pl.metrics.semantic import SemanticIoU
+from bestie_pl.metrics.voc import VOCInstanceAP
+from bestie_pl.models.bestie import BestieModel
+from bestie_pl.modules.schedule import polynomial_decay
+from bestie_pl.ops.components import tagged_classes
+from bestie_pl.ops.instances import average_mirrored, find_instances, find_instances_from_points
+from bestie_pl.ops.losses import LossWeights, total_loss
+from bestie_pl.ops.masks import to_instances
+from bestie_pl.ops.refinement import refine_from_points, refine_from_tags
+from bestie_pl.structures import (
+    Batch,
+    Geometry,
+    InstanceMaps,
+    Instances,
+    LabeledInstances,
+    Recipe,
+    Supervision,
+)
+
+
+class BestieModule(pl.LightningModule):
+    """Weakly-supervised instance segmentation with semantic knowledge transfer and self-refinement (BESTIE, CVPR 2022).
+
+    ``forward`` takes RGB images in [0, 1] and returns the three maps at stride 4; ``predict_instances`` returns scored
+    masks. Every row of the paper's table 3 is a switch: ``guidance``, ``refinement``, ``clustering``.
+
+    Args:
+        num_classes: Classes without background. The command line takes it from the data.
+        class_names: Names for the scores of single classes; ``class0``, ... if omitted.
+        backbone: Name of a timm model. HRNets go with ``decoder: heads``.
+        decoder: ``heads`` on the stride-4 branch of an HRNet (the paper's network), a light feature ``pyramid`` with three
+            heads, or the two decoders of ``panoptic_deeplab``.
+        backbone_weights: ``imagenet``, the path of a local file, or null for random weights. Read when training starts,
+            never when a checkpoint is loaded.
+        supervision: What labels are made from: image ``tags`` (with cues), one ``points`` per object, or ``full``: the true
+            instances, as a reference.
+        recipe: Where paper and authors' release disagree, whom to follow.
+        guidance: Instance-aware guidance: centre and offset losses only where an instance is labelled.
+        refinement: Refined labels from the network's own output in every step. Has no effect with ``full`` supervision.
+        clustering: Centres from the convergence of the offset field beside the heatmap's peaks.
+        object_scale: Size of the objects relative to VOC's (50 to 400 px); scales the six lengths below together.
+        sigma: Standard deviation of a centre's Gaussian, in pixels at ``object_scale: 1`` as all lengths here.
+        peak_window: Side of the window in which a centre must be the maximum.
+        min_area: Components with fewer pixels are ignored.
+        cluster_radius: Offsets shorter than this belong to a convergence point.
+        cluster_tolerance: Tolerance of a convergence point's area, in pixels (beta).
+        cluster_distance: A clustered centre must be this far from the peaks of its component.
+        refine_threshold: Least centre score of a refined label.
+        test_threshold: Least centre score of a predicted instance.
+        keep_without_center: Predict a component without any centre as one instance.
+        mirror: Average the maps with those of the mirrored image when predicting.
+        oracle: Use the evaluated images' own tags or points. Every score then says so in its name.
+        center_weight: Weight of the centre loss.
+        offset_weight: Weight of the offset loss.
+        semantic_weight: Weight of the semantic loss.
+        optimizer: ``adam`` as in the paper, or ``adamw``.
+        lr: Learning rate at its highest.
+        backbone_lr_factor: Learning rate of the backbone relative to ``lr``.
+        weight_decay: Of the optimiser.
+        warmup_steps: Optimiser steps over which the rate rises linearly (release: 2000).
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        class_names: Sequence[str] | None = None,
+        *,
+        backbone: str = "hrnet_w48",
+        decoder: Literal["heads", "pyramid", "panoptic_deeplab"] = "heads",
+        backbone_weights: str | None = "imagenet",
+        supervision: Supervision = "tags",
+        recipe: Recipe = "paper",
+        guidance: bool = True,
+        refinement: bool = True,
+        clustering: bool = True,
+        object_scale: float = 1.0,
+        sigma: float = Geometry.sigma,
+        peak_window: int = Geometry.peak_window,
+        min_area: int = Geometry.min_area,
+        cluster_radius: float = Geometry.cluster_radius,
+        cluster_tolerance: float = Geometry.cluster_tolerance,
+        cluster_distance: float = Geometry.cluster_distance,
+        refine_threshold: float = 0.3,
+        test_threshold: float = 0.1,
+        keep_without_center: bool = True,
+        mirror: bool = False,
+        oracle: Literal["tags", "points"] | None = None,
+        center_weight: float = LossWeights.center,
+        offset_weight: float = LossWeights.offset,
+        semantic_weight: float = LossWeights.semantic,
+        optimizer: Literal["adam", "adamw"] = "adam",
+        lr: float = 5e-5,
+        backbone_lr_factor: float = 1.0,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+    ) -> None:
+        super().__init__()
+        names = tuple(class_names) if class_names is not None else tuple(f"class{c}" for c in range(num_classes))
+        if len(names) != num_classes:
+            raise ValueError(f"class_names has {len(names)} names for num_classes={num_classes}; give one name a class")
+        class_names = list(names)  # a checkpoint holds plain types only
+        self.save_hyperparameters()
+        self.class_names = names
+        self.supervision: Supervision = supervision
+        self.recipe: Recipe = recipe
+        self.guidance, self.clustering = guidance, clustering
+        self.refinement = refinement and supervision != "full"
+        self.geometry = Geometry(
+            sigma, peak_window, min_area, cluster_radius, cluster_tolerance, cluster_distance
+        ).scaled(object_scale)
+        self.refine_threshold, self.test_threshold = refine_threshold, test_threshold
+        self.keep_without_center, self.mirror, self.oracle = keep_without_center, mirror, oracle
+        self.loss_weights = LossWeights(center_weight, offset_weight, semantic_weight)
+        self.backbone_weights = backbone_weights
+        self.optimizer_name, self.lr, self.backbone_lr_factor = optimizer, lr, backbone_lr_factor
+        self.weight_decay, self.warmup_steps = weight_decay, warmup_steps
+
+        self.model = BestieModel(num_classes, backbone, decoder, recipe=recipe)
+        self.voc_ap = VOCInstanceAP(num_classes)
+        self.coco_ap = COCOInstanceAP(num_classes)
+        self.semantic_iou = SemanticIoU(num_classes)
+        self.label_quality = nn.ModuleDict({"pseudo": LabelQuality(), "refined": LabelQuality()})
+
+    def setup(self, stage: str) -> None:
+        """Read the backbone's weights, unless a checkpoint is going to replace them."""
+        if stage == "fit" and self.backbone_weights is not None and self.trainer.ckpt_path is None:
+            self.model.load_backbone_weights(self.backbone_weights)
+
+    def forward(self, images: Tensor) -> InstanceMaps:
+        """Maps at stride 4 of RGB images (B, 3, H, W) in [0, 1]."""
+        maps: InstanceMaps = self.model(images)
+        return maps
+
+    # ---------------------------------------------------------------- training
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Forward, refinement of the labels by the network's own output, losses of Eq. 3 to 6."""
+        if batch.semantic is None or batch.pseudo is None:
+            raise ValueError("a training batch needs a semantic map and pseudo labels; see Batch for who makes them")
+        maps = self.model.enlarge(self(batch.images), (batch.images.shape[-2], batch.images.shape[-1]))
+        refined = self.refine(maps.detach(), batch) if self.refinement else None
+        loss, terms = total_loss(
+            maps,
+            batch.semantic,
+            batch.pseudo,
+            refined,
+            supervision=self.supervision,
+            recipe=self.recipe,
+            geometry=self.geometry,
+            weights=self.loss_weights,
+            guidance=self.guidance,
+        )
+        self.log("train/loss", loss, prog_bar=True)
+        self.log_dict({f"train/{name}": term for name, term in terms.items()})
+        if batch.truth is not None:
+            self.label_quality["pseudo"].update(batch.pseudo, batch.truth)
+            if refined is not None:
+                self.label_quality["refined"].update(refined, batch.truth)
+        return loss
+
+    @torch.no_grad()
+    def refine(self, maps: InstanceMaps, batch: Batch) -> LabeledInstances:
+        """Labels that the network's own maps give for the batch (paper section 3.5). ``maps`` at full resolution."""
+        if batch.components is None or batch.semantic is None:
+            raise ValueError("refinement needs the semantic map and its components in the batch")
+        if self.supervision == "points":
+            return refine_from_points(
+                maps.offset_field,
+                tagged_classes(batch.semantic, batch.tags),
+                batch.cues,
+                recipe=self.recipe,
+                geometry=self.geometry,
+            )
+        return refine_from_tags(
+            maps,
+            batch.components,
+            geometry=self.geometry,
+            recipe=self.recipe,
+            threshold=self.refine_threshold,
+            clustering=self.clustering,
+        )
+
+    def on_train_epoch_end(self) -> None:
+        """Quality of the labels on this epoch's crops, where true instances were there to measure it (figure 6)."""
+        for source, metric in self.label_quality.items():
+            assert isinstance(metric, LabelQuality)
+            if metric.update_called:
+                self.log_dict({f"train/{source}/{name}": value.float() for name, value in metric.compute().items()})
+                metric.reset()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Adam with polynomial decay (power 0.9) of the rate after a linear warm-up."""
+        groups = [
+            {"params": list(self.model.backbone_parameters()), "lr": self.lr * self.backbone_lr_factor},
+            {"params": list(self.model.head_parameters()), "lr": self.lr},
+        ]
+        kind = torch.optim.Adam if self.optimizer_name == "adam" else torch.optim.AdamW
+        optimizer = kind(groups, weight_decay=self.weight_decay, fused=self.device.type == "cuda")
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ValueError("the learning rate decays to the end of the training: set trainer.max_steps or max_epochs")
+        scheduler = LambdaLR(optimizer, polynomial_decay(int(steps), self.warmup_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # ---------------------------------------------------------------- inference and evaluation
+
+    @torch.no_grad()
+    def predict_instances(self, batch: Batch) -> tuple[tuple[Instances, ...], tuple[Tensor, ...]]:
+        """Scored masks and semantic maps of each image, at the original size.
+
+        Returns:
+            B Instances, best score first, and B semantic maps (H, W) uint8.
+        """
+        maps, sizes = self._inference_maps(batch)
+        height, width = maps.offset_field.shape[-2:]
+        rows = torch.arange(height, device=maps.offset_field.device)[None, :, None]
+        columns = torch.arange(width, device=maps.offset_field.device)[None, None, :]
+        limits = torch.tensor(sizes, device=maps.offset_field.device)[:, :, None, None]
+        valid = (rows < limits[:, 0]) & (columns < limits[:, 1])
+        if self.oracle == "points":
+            labels, semantic = find_instances_from_points(maps, batch.cues, tags=batch.tags, valid=valid)
+        else:
+            labels, semantic = find_instances(
+                maps,
+                geometry=self.geometry,
+                recipe=self.recipe,
+                threshold=self.test_threshold,
+                clustering=self.clustering,
+                keep_without_center=self.keep_without_center,
+                valid=valid,
+                tags=batch.tags if self.oracle == "tags" else None,
+            )
+        instances = to_instances(labels, sizes=sizes, original_sizes=batch.original_sizes)
+        return instances, tuple(
+            _resize_nearest(plane[:h, :w], original)
+            for plane, (h, w), original in zip(semantic, sizes, batch.original_sizes, strict=True)
+        )
+
+    def _inference_maps(self, batch: Batch) -> tuple[InstanceMaps, tuple[tuple[int, int], ...]]:
+        """Maps at the resolution where instances are looked for, and how much of each image's map is no padding.
+
+        That is the network's input, whose pixels the geometry is measured in. The release enlarges to the original size
+        instead (it resizes each image a little to evaluate it alone); offsets then change their unit with it.
+        """
+        size = (batch.images.shape[-2], batch.images.shape[-1])
+        sizes = batch.sizes
+        if self.recipe == "release" and len(batch) == 1 and sizes[0] == size:
+            sizes = batch.original_sizes
+        grid = sizes[0] if sizes is not batch.sizes else size
+        maps = self.model.enlarge(self(batch.images), grid)
+        if self.mirror:
+            mirrored = self.model.enlarge(self(batch.images.flip(-1)), grid)
+            # the release takes the offsets of the plain image alone
+            maps = average_mirrored(maps, mirrored, mirror_offsets=self.recipe == "paper")
+        if grid != size:
+            ratio = torch.tensor([grid[0] / size[0], grid[1] / size[1]], device=self.device)
+            maps = maps._replace(offset_field=maps.offset_field * ratio[:, None, None])
+        return maps, sizes
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Compare the predictions with the ground truth."""
+        self._evaluate(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Compare the predictions with the ground truth."""
+        self._evaluate(batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Instances, ...]:
+        """Scored masks of each image of the batch at its original size."""
+        return self.predict_instances(batch)[0]
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores."""
+        self._log_scores("test")
+
+    def _evaluate(self, batch: Batch) -> None:
+        instances, semantic = self.predict_instances(batch)
+        if batch.references is not None:
+            self.voc_ap.update(instances, batch.references, batch.names)
+            self.coco_ap.update(instances, batch.references, batch.names)
+        if batch.semantic_references is not None:
+            for predicted, true in zip(semantic, batch.semantic_references, strict=True):
+                self.semantic_iou.update(predicted, true.to(predicted.device))
+
+    def _log_scores(self, stage: str) -> None:
+        prefix = stage if self.oracle is None else f"{stage}_oracle_{self.oracle}"
+        scores: dict[str, Tensor] = {}
+        if self.voc_ap.update_called:
+            voc, coco, semantic = self.voc_ap.compute(), self.coco_ap.compute(), self.semantic_iou.compute()
+            scores |= {name: value for name, value in voc.items() if name != "per_class"}
+            scores |= {f"coco_{name}": coco[name] for name in ("ap", "ap50", "ap75")}
+            scores["miou"] = semantic["miou"]
+            half = self.voc_ap.thresholds.index(0.5)
+            scores |= {
+                f"ap50/{name}": value for name, value in zip(self.class_names, voc["per_class"][half], strict=True)
+            }
+            self.log_dict(
+                {f"{prefix}/{name}": value.float() for name, value in scores.items() if not value.isnan()},
+                sync_dist=False,
+            )
+        for metric in (self.voc_ap, self.coco_ap, self.semantic_iou):
+            metric.reset()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another network with one clear message."""
+        theirs = checkpoint.get("hyper_parameters", {})
+        for name in ("num_classes", "backbone", "decoder"):
+            if name in theirs and theirs[name] != self.hparams[name]:
+                raise ValueError(
+                    f"the checkpoint was trained with {name}={theirs[name]!r}, the configuration says "
+                    f"{self.hparams[name]!r}; use the configuration that it was trained with"
+                )
+
+
+def _resize_nearest(plane: Tensor, size: tuple[int, int]) -> Tensor:
+    if (plane.shape[0], plane.shape[1]) == size:
+        return plane
+    return nn.functional.interpolate(plane[None, None].float(), size, mode="nearest-exact")[0, 0].to(plane.dtype)

