@@ -40,3 +40,13 @@ def golden() -> Callable[[str], dict[str, np.ndarray]]:
 def real_data() -> Path:
     """Folder with the small real data sets (nuclei, coco_tiny, voc_small)."""
     return _folder("BESTIE_DATA", "../shared/data")
+
+
+@pytest.fixture(scope="session")
+def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small generated data set: 16 training, 5 validation and 5 test scenes of 64 px."""
+    from bestie_pl.data.generator.dataset import generate_shapes
+
+    root = tmp_path_factory.mktemp("data") / "shapes"
+    generate_shapes(root, train=16, val=5, test=5, size=64, workers=1)
+    return root

@@ -50,9 +50,8 @@ def main() -> None:
     print(f"\n{'supervision':<16}" + "".join(f"{name:>8}" for name in SCORES))
     for label, row in (("points", summary), ("full", summary["full_supervision"])):
         print(f"{label:<16}" + "".join(f"{row[name]:8.3f}" for name in SCORES))
-    print(
-        f"points reach {summary['map50'] / max(summary['full_supervision']['map50'], 1e-9):.0%} of the mAP50 of full supervision"
-    )
+    share = summary["map50"] / max(summary["full_supervision"]["map50"], 1e-9)
+    print(f"points reach {share:.0%} of the mAP50 of full supervision")
     print(f"{seconds:.0f} s; scores in {folder}/summary.json, pictures in {folder}/*.png")
 
 

@@ -1,5 +1,7 @@
 """``python -m bestie_pl`` is ``bestie-pl``."""
 
+import sys
+
 from bestie_pl.cli import main
 
-main()
+sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 import warnings
@@ -38,7 +39,7 @@ SHARED = ("num_classes", "class_names", "supervision", "recipe", "object_scale",
 
 
 class BestieParser(LightningArgumentParser):
-    """The same parser; its errors name the field and leave out the usage and the halves of a Union that do not apply."""
+    """The same parser; its errors name the field, without usage and the halves of a Union that do not apply."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one message and exit with status 2."""
@@ -50,7 +51,9 @@ class BestieParser(LightningArgumentParser):
         self.exit(2)
 
 
-_NOISE = re.compile(r"\s*(Does not validate against any|Subtypes:|Errors:$|- Expected a <class 'NoneType'>|Given value)")
+_NOISE = re.compile(
+    r"\s*(Does not validate against any|Subtypes:|Errors:$|- Expected a <class 'NoneType'>|Given value)"
+)
 
 
 class BestieCLI(LightningCLI):
@@ -97,6 +100,10 @@ def run(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=r".*smaller than the logging interval.*")
+    # Lightning advertises other packages at every start
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
+        lambda record: "💡 Tip" not in record.getMessage()
+    )
     torch.set_float32_matmul_precision("high")
     BestieCLI(
         pl.LightningModule,

@@ -1,13 +1,14 @@
 """The few structures that travel between the parts of the library.
 
-Conventions, everywhere: coordinates are ``(y, x)`` in pixels, the origin is the centre of the top-left pixel; a semantic
-map holds 0 for background, ``c + 1`` for class ``c`` and 255 for "ignore"; classes count from 0 everywhere else.
+Conventions, everywhere: coordinates are ``(y, x)`` in pixels, the origin is the centre of the top-left pixel; a
+semantic map holds 0 for background, ``c + 1`` for class ``c`` and 255 for "ignore"; classes count from 0 everywhere
+else.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
@@ -40,7 +41,8 @@ class _Movable:
         return self._each("pin_memory")
 
     def _each(self, method: str, *args: Any, **kwargs: Any) -> Self:
-        return replace(self, **{f.name: _move(getattr(self, f.name), method, *args, **kwargs) for f in fields(self)})  # type: ignore[type-var]
+        moved = {name: _move(value, method, *args, **kwargs) for name, value in vars(self).items()}
+        return type(self)(**moved)
 
 
 @dataclass(frozen=True)
@@ -188,14 +190,16 @@ class LabeledInstances(_Movable):
         n = len(self.image)
         shapes = [tuple(t.shape) for t in (self.classes, self.center_yx, self.weight, self.area)]
         if shapes != [(n,), (n, 2), (n,), (n,)] or self.ids.dim() != 3:
-            raise ValueError(f"expected ids (B, H, W) and columns of {n} rows, got {tuple(self.ids.shape)} and {shapes}")
+            raise ValueError(
+                f"expected ids (B, H, W) and columns of {n} rows, got {tuple(self.ids.shape)} and {shapes}"
+            )
 
 
 class InstanceMaps(NamedTuple):
-    """What the network says of a batch, at any resolution; ``h, w`` is a quarter of the image as it leaves the network.
+    """What the network says of a batch, at any resolution; ``h, w`` is a quarter of the image where it leaves it.
 
-    ``semantic_logits``: (B, C + 1, h, w), channel 0 is background. ``center_heatmap``: (B, C, h, w), one channel a class,
-    linear. ``offset_field``: (B, 2, h, w), (dy, dx) in pixels of the network's *input*, to the instance's centre.
+    ``semantic_logits``: (B, C + 1, h, w), channel 0 is background. ``center_heatmap``: (B, C, h, w), one channel a
+    class, linear. ``offset_field``: (B, 2, h, w), (dy, dx) in pixels of the network's *input*, to the centre.
     """
 
     semantic_logits: Tensor
@@ -204,7 +208,9 @@ class InstanceMaps(NamedTuple):
 
     def resize(self, size: tuple[int, int], *, align_corners: bool = False) -> InstanceMaps:
         """Bilinear, in float32: half precision loses a pixel of an offset. Offsets keep their unit."""
-        return InstanceMaps(*(F.interpolate(m.float(), size, mode="bilinear", align_corners=align_corners) for m in self))
+        return InstanceMaps(
+            *(F.interpolate(m.float(), size, mode="bilinear", align_corners=align_corners) for m in self)
+        )
 
     def detach(self) -> InstanceMaps:
         """The same values outside the graph."""
@@ -244,8 +250,8 @@ class Batch(_Movable):
     """A batch as it leaves the data module.
 
     Args:
-        images: (B, 3, H, W): uint8 from the workers, float RGB in [0, 1] for the module; smaller images are padded at the
-            bottom and right. Normalisation belongs to the network.
+        images: (B, 3, H, W): uint8 from the workers, float RGB in [0, 1] for the module; smaller images are padded at
+            the bottom and right. Normalisation belongs to the network.
         tags: (B, C) bool, the classes that an image is known to hold.
         cues: given points or a classifier's cues, in pixels of ``images``.
         names: B image names, unique in the data set.

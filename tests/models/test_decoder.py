@@ -78,8 +78,16 @@ def test_panoptic_deeplab_sizes_and_rates_of_the_release() -> None:
     shapes = {name: tuple(p.shape) for name, p in decoder.named_parameters()}
     assert shapes["semantic_decoder.aspp.convs.4.aspp_pooling.1.weight"] == (256, 2048, 1, 1)
     assert shapes["semantic_decoder.aspp.project.0.weight"] == (256, 1280, 1, 1)
-    assert [shapes[f"semantic_decoder.project.{i}.0.weight"][:2] for i in range(3)] == [(128, 1024), (64, 512), (32, 256)]
-    assert [shapes[f"instance_decoder.project.{i}.0.weight"][:2] for i in range(3)] == [(64, 1024), (32, 512), (16, 256)]
+    assert [shapes[f"semantic_decoder.project.{i}.0.weight"][:2] for i in range(3)] == [
+        (128, 1024),
+        (64, 512),
+        (32, 256),
+    ]
+    assert [shapes[f"instance_decoder.project.{i}.0.weight"][:2] for i in range(3)] == [
+        (64, 1024),
+        (32, 512),
+        (16, 256),
+    ]
     assert [shapes[f"semantic_decoder.fuse.{i}.0.0.0.weight"][0] for i in range(3)] == [384, 320, 288]
     assert [shapes[f"instance_decoder.fuse.{i}.0.0.0.weight"][0] for i in range(3)] == [320, 160, 144]
     assert shapes["instance_head.classifier.offset.0.0.1.weight"] == (32, 128, 1, 1)

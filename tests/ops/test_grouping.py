@@ -54,7 +54,9 @@ def reference(
         image, y, x = (component == number).nonzero()
         if len(rows) == 0:
             continue
-        target = np.stack([y.astype(np.float32) + offset[image, 0, y, x], x.astype(np.float32) + offset[image, 1, y, x]])
+        target = np.stack(
+            [y.astype(np.float32) + offset[image, 0, y, x], x.astype(np.float32) + offset[image, 1, y, x]]
+        )
         away = np.sqrt(((yx[rows, :, None].astype(np.float32) - target) ** 2).sum(1))
         nearest = away.argmin(0)
         if max_rank is None or nearest.max() < max_rank:

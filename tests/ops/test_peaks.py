@@ -206,7 +206,9 @@ def test_a_peak_of_another_component_suppresses_nothing() -> None:
     classes[..., 60] = 0
     heat = np.full((41, 140), 0.06, np.float32)
     heat[20, 100] = 0.75
-    foreground = gather_foreground(maps_of(heat, converging(41, 140, [(20, 20)])), label_components(classes), min_area=50)
+    foreground = gather_foreground(
+        maps_of(heat, converging(41, 140, [(20, 20)])), label_components(classes), min_area=50
+    )
     centers = find_centers(foreground, geometry=Geometry(), threshold=0.3, strict=True, clustering=True)
     assert centers.component.tolist() == [1, 2]
     assert centers.yx.tolist() == [[20, 20], [20, 100]]
@@ -235,7 +237,9 @@ def test_convergence_points_agree_with_labelled_regions(seed: int, tolerance: fl
     geometry = Geometry(cluster_radius=1.5, cluster_tolerance=tolerance)
     offset = np.round(rng.normal(0, rng.choice([0.5, 1.2, 2.5]), (2, 2, *classes.shape[1:])) * 4).astype(np.float32) / 4
     components = label_components(torch.from_numpy(classes))
-    maps = InstanceMaps(torch.zeros(2, 4, *classes.shape[1:]), torch.zeros(2, 3, *classes.shape[1:]), torch.from_numpy(offset))
+    maps = InstanceMaps(
+        torch.zeros(2, 4, *classes.shape[1:]), torch.zeros(2, 3, *classes.shape[1:]), torch.from_numpy(offset)
+    )
     found = cluster_centers(gather_foreground(maps, components, min_area=1), geometry=geometry)
     rows = torch.cat([found.component[:, None], found.yx], 1).tolist()
     assert rows == reference_clusters(offset, components.labels.numpy(), geometry)

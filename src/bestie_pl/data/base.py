@@ -68,9 +68,6 @@ class InstanceDataModule(pl.LightningDataModule):
         predict_images: A folder of images for ``predict``, with subfolders; the data set's own choice if omitted.
     """
 
-    # a process without a single image is fine in evaluation: it contributes nothing to the scores
-    allow_zero_length_dataloader_with_multiple_devices = True
-
     def __init__(
         self,
         root: str,
@@ -94,6 +91,8 @@ class InstanceDataModule(pl.LightningDataModule):
         predict_images: str | None = None,
     ) -> None:
         super().__init__()
+        # a process without a single image is fine in evaluation: it contributes nothing to the scores
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         _check_range("0 < scale_range[0] <= scale_range[1]", 0 < scale_range[0] <= scale_range[1], scale_range)
         _check_range("image_scale > 0", image_scale > 0, image_scale)
         _check_range("crop_size, batch_size, eval_batch_size >= 1", min(crop_size, batch_size, eval_batch_size) >= 1, 0)
@@ -264,9 +263,10 @@ class InstanceDataModule(pl.LightningDataModule):
         *,
         drop_last: bool = False,
     ) -> DataLoader[Sample]:
+        # keywords only: Lightning makes prediction loaders anew from the arguments
         return DataLoader(
             dataset,
-            batch_size,
+            batch_size=batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=collate_fn,

@@ -254,9 +254,9 @@ def _collate_truth(samples: Sequence[Sample], size: tuple[int, int]) -> LabeledI
         return None
     classes = [s.classes if s.classes is not None else torch.zeros(0, dtype=torch.int64) for s in samples]
     counts = torch.tensor([len(c) for c in classes])
-    before = (counts.cumsum(0) - counts)[:, None, None]
+    before = (counts.cumsum(0) - counts).int()[:, None, None]
     return instances_from_map(
-        torch.where(ids > 0, ids + before, 0).int(),
+        ids + before * (ids > 0),  # unique in the batch
         torch.cat([torch.zeros(1, dtype=torch.int64), torch.arange(len(samples)).repeat_interleave(counts)]),
         torch.cat([torch.tensor([-1]), *classes]),
     )

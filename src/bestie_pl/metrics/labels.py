@@ -63,10 +63,11 @@ class LabelQuality(Metric):
         # Above one half, an overlap is unique. At exactly one half, a label may be split into two objects or an object
         # into two labels, never both at once: the first pair of its label and of its object is the match.
         once = _is_first(label, len(labels.image)) & _is_first(object_, len(truth.image))
-        self.true_positives += once.sum().to(self.device)
-        self.labels += is_label.sum().to(self.device)
-        self.objects += is_object.sum().to(self.device)
-        self.iou_sum += (common / union)[once].sum().to(self.device)
+        # not in place: states made in inference mode allow no update outside of it
+        self.true_positives = self.true_positives + once.sum().to(self.device)
+        self.labels = self.labels + is_label.sum().to(self.device)
+        self.objects = self.objects + is_object.sum().to(self.device)
+        self.iou_sum = self.iou_sum + (common / union)[once].sum().to(self.device)
 
     def compute(self) -> dict[str, Tensor]:
         """Counts and shares.

@@ -53,7 +53,8 @@ class SemanticIoU(Metric):
                 f"the prediction holds {held[0]}, the target {held[1]}; "
                 f"expected 0..{self.num_classes}, and {IGNORE} in the target only"
             )
-        self.confusion += joint[:count, :count].to(self.confusion.device)
+        # not in place: states made in inference mode allow no update outside of it
+        self.confusion = self.confusion + joint[:count, :count].to(self.confusion.device)
 
     def compute(self) -> dict[str, Tensor]:
         """``per_class``: (C + 1,), background first, NaN for classes in neither map; ``miou``: mean of the others."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -42,12 +43,12 @@ class BestieModule(pl.LightningModule):
         num_classes: Classes without background. The command line takes it from the data.
         class_names: Names for the scores of single classes; ``class0``, ... if omitted.
         backbone: Name of a timm model. HRNets go with ``decoder: heads``.
-        decoder: ``heads`` on the stride-4 branch of an HRNet (the paper's network), a light feature ``pyramid`` with three
-            heads, or the two decoders of ``panoptic_deeplab``.
+        decoder: ``heads`` on the stride-4 branch of an HRNet (the paper's network), a light feature ``pyramid`` with
+            three heads, or the two decoders of ``panoptic_deeplab``.
         backbone_weights: ``imagenet``, the path of a local file, or null for random weights. Read when training starts,
             never when a checkpoint is loaded.
-        supervision: What labels are made from: image ``tags`` (with cues), one ``points`` per object, or ``full``: the true
-            instances, as a reference.
+        supervision: What labels are made from: image ``tags`` (with cues), one ``points`` per object, or ``full``: the
+            true instances, as a reference.
         recipe: Where paper and authors' release disagree, whom to follow.
         guidance: Instance-aware guidance: centre and offset losses only where an instance is labelled.
         refinement: Refined labels from the network's own output in every step. Has no effect with ``full`` supervision.
@@ -133,7 +134,7 @@ class BestieModule(pl.LightningModule):
         self.voc_ap = VOCInstanceAP(num_classes)
         self.coco_ap = COCOInstanceAP(num_classes)
         self.semantic_iou = SemanticIoU(num_classes)
-        self.label_quality = nn.ModuleDict({"pseudo": LabelQuality(), "refined": LabelQuality()})
+        self.pseudo_quality, self.refined_quality = LabelQuality(), LabelQuality()
 
     def setup(self, stage: str) -> None:
         """Read the backbone's weights, unless a checkpoint is going to replace them."""
@@ -167,9 +168,9 @@ class BestieModule(pl.LightningModule):
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({f"train/{name}": term for name, term in terms.items()})
         if batch.truth is not None:
-            self.label_quality["pseudo"].update(batch.pseudo, batch.truth)
+            self.pseudo_quality.update(batch.pseudo, batch.truth)
             if refined is not None:
-                self.label_quality["refined"].update(refined, batch.truth)
+                self.refined_quality.update(refined, batch.truth)
         return loss
 
     @torch.no_grad()
@@ -196,13 +197,12 @@ class BestieModule(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Quality of the labels on this epoch's crops, where true instances were there to measure it (figure 6)."""
-        for source, metric in self.label_quality.items():
-            assert isinstance(metric, LabelQuality)
+        for source, metric in (("pseudo", self.pseudo_quality), ("refined", self.refined_quality)):
             if metric.update_called:
                 self.log_dict({f"train/{source}/{name}": value.float() for name, value in metric.compute().items()})
                 metric.reset()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam with polynomial decay (power 0.9) of the rate after a linear warm-up."""
         groups = [
             {"params": list(self.model.backbone_parameters()), "lr": self.lr * self.backbone_lr_factor},

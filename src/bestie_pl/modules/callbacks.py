@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,10 @@ def write_json(path: Path, content: Any) -> None:
 
 def environment() -> dict[str, str]:
     """Date, versions and machine, for files that hold measured numbers."""
-    import bestie_pl
-
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "bestie_pl": bestie_pl.__version__,
-        "torch": torch.__version__,
-        "pytorch_lightning": pl.__version__,
+        **{package: version(package) for package in ("bestie-pl", "torch", "pytorch-lightning", "timm")},
         "python": platform.python_version(),
         "device": device,
     }
@@ -87,8 +84,8 @@ class ScoreWriter(Callback):
 class PredictionWriter(BasePredictionWriter):
     """Write each image's predicted instances to ``<output_dir>/<image name>.json`` as soon as they are known.
 
-    A file is a list of ``{"image", "class", "category_id", "score", "segmentation"}``, best score first, with masks as COCO
-    run-length codes at the image's original size. In a distributed run every process writes its own images.
+    A file is a list of ``{"image", "class", "category_id", "score", "segmentation"}``, best score first, with masks as
+    COCO run-length codes at the image's original size. In a distributed run every process writes its own images.
 
     Args:
         output_dir: Folder for the files; ``predictions`` in the run's folder if omitted.
@@ -136,8 +133,8 @@ def _record(
 class PictureWriter(Callback):
     """Draw what the labels and the predictions look like, into ``pictures/`` in the run's folder.
 
-    ``training.png`` at the end of ``fit``: the last training crops with cues, semantic map, pseudo labels, refined labels and
-    prediction of the trained network, and the truth where the data module reads it. ``test.png``: test images.
+    ``training.png`` at the end of ``fit``: the last training crops with cues, semantic map, pseudo labels, refined labels
+    and prediction of the trained network, and the truth where the data module reads it. ``test.png``: test images.
 
     Args:
         count: Images a sheet.
@@ -223,7 +220,8 @@ class PictureWriter(Callback):
 def _from_one(ids: torch.Tensor) -> torch.Tensor:
     """Number the instances of one image from 1, so that their colours do not depend on the rest of the batch."""
     numbers, inverse = torch.unique(ids, return_inverse=True)
-    return inverse if 0 in numbers else inverse + 1
+    shifted: torch.Tensor = inverse if 0 in numbers else inverse + 1
+    return shifted
 
 
 def _draw_prediction(image: Picture, instances: Instances, least_score: float = 0.1) -> Picture:

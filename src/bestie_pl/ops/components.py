@@ -104,7 +104,7 @@ def label_components(classes: Tensor, *, connectivity: Literal[4, 8] = 8) -> Com
 
 
 def _unite(count: int, first: Tensor, second: Tensor) -> Tensor:
-    """Smallest member of each node's connected set: hook roots onto smaller ones, halve the paths, until nothing changes."""
+    """Smallest member of each node's connected set: hook roots onto smaller ones and halve paths until nothing changes."""
     root = torch.arange(count, device=first.device)
     while True:
         a, b = root[first], root[second]

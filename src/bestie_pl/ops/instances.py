@@ -109,7 +109,7 @@ def find_instances(
     Raises:
         ValueError: The maps differ in size, or ``threshold`` is not positive.
 
-    Source: paper section 3.6; release section 10.
+    Source: paper Eq. (1) and section 3.5 for grouping and clustering; release section 10.
     """
     semantic = predict_semantic(maps.semantic_logits, valid=valid, tags=tags)
     components = label_components(semantic.masked_fill(semantic == IGNORE, 0))
