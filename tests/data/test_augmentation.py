@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from bestie_pl.data.augmentation import Augmentation, change_colors, similarities, warp_batch
 from bestie_pl.data.release import MEAN_COLOR
@@ -70,6 +71,16 @@ def test_every_turn_is_an_exact_rearrangement_of_pixels():
             expected = expected.flip(-2) if turns[0, 1] else expected
             expected = expected.transpose(-2, -1) if turns[0, 2] else expected
             assert torch.equal(result, expected)
+
+
+def test_scaling_keeps_pixel_areas():
+    """Twice the size: the usual bilinear enlargement of the whole image; pixels of the map become 2 x 2 blocks."""
+    batch = random_batch((24, 24))
+    moved = warp_batch(batch, similarities(torch.full((1,), 2.0), torch.zeros(1, 2), NO_TURN, 48), 48)
+    expected = F.interpolate(batch.images.float(), scale_factor=2, mode="bilinear", align_corners=False) / 255
+    inside = (..., slice(1, -1), slice(1, -1))  # the rim mixes with the colour outside
+    assert torch.allclose(moved.images[inside], expected[inside], atol=1e-4)
+    assert torch.equal(moved.semantic, batch.semantic.repeat_interleave(2, 1).repeat_interleave(2, 2))
 
 
 def test_mirror_moves_a_point_to_the_mirrored_pixel():

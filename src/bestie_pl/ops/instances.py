@@ -119,7 +119,7 @@ def find_instances(
     )
     heat = mark_centers(foreground, centers)
     if keep_without_center:
-        centers = _with_whole_components(centers, foreground, geometry.min_area)
+        centers = _with_whole_components(centers, foreground)
     owner = group_pixels(
         foreground.pixel,
         foreground.offset,
@@ -146,12 +146,12 @@ def find_instances(
     return instances, semantic
 
 
-def _with_whole_components(centers: Centers, foreground: Foreground, min_area: int) -> Centers:
+def _with_whole_components(centers: Centers, foreground: Foreground) -> Centers:
     """The centres, and for each component without one its centroid, scored by its largest heatmap value."""
     components: Components = foreground.components
     _, count = centers.spans(len(components.area))
-    lonely = ((count == 0) & (components.area >= min_area)).nonzero().squeeze(1)
-    lonely = lonely[lonely > 0]
+    # row 0 and components that are too small are among them; they have no pixels in the list, so nothing comes of it
+    lonely = (count == 0).nonzero().squeeze(1)
     largest = foreground.heat.new_full((len(count),), -torch.inf)
     largest.scatter_reduce_(0, foreground.component, foreground.heat, "amax")
     return Centers.sorted(

@@ -74,7 +74,7 @@ def generate_shapes(
         train: Number of training images.
         val: Number of validation images.
         test: Number of test images; these get no imperfect maps.
-        size: Side of the square images in pixels. Objects scale with it: they are an eighth to under half as long.
+        size: Side of the square images in pixels. Objects scale with it: they are a sixth to just over half as long.
         seed: Not negative.
         workers: Processes; all available cores if None. With more than one, a script must call this under
             ``if __name__ == "__main__"``, as always with new processes.
