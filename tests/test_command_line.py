@@ -73,7 +73,7 @@ def test_fit_test_predict_and_a_second_fit(shapes_folder: Path, tmp_path: Path) 
     photograph.parent.mkdir()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)).save(photograph)
     own = f"--data.init_args.predict_images={photograph.parent}"
-    bestie("predict", *arguments, own, "--ckpt_path=last", "--model.init_args.test_threshold=0")
+    bestie("predict", *arguments, own, "--ckpt_path=last", "--model.init_args.test_threshold=1e-6")
     records = json.loads((tmp_path / "predictions" / "größe 1.json").read_text())
     assert records, "two steps of training leave the network unsure, and everything above 0 is written"
     for record in records:
@@ -164,9 +164,9 @@ def test_a_network_with_another_number_of_classes_is_refused(shapes_folder: Path
     shapes = ["--config", "configs/shapes/points.yaml", *shapes_arguments(tmp_path, shapes_folder)]
     bestie("fit", *shapes, "--trainer.max_steps=1", "--trainer.limit_val_batches=0")
     voc = [*shapes, "--data=bestie_pl.VOCDataModule", f"--data.init_args.root={shapes_folder}"]
-    names = '--data.init_args.class_names=["one","two"]'
+    names = '--data.init_args.class_names=["a","b","c","d","e","f"]'
     error = bestie("test", *voc, names, "--data.init_args.test_split=test", "--ckpt_path=last", status=2).stderr
-    assert "num_classes=5" in error and "Traceback" not in error
+    assert "num_classes=5" in error and "says 6" in error and "Traceback" not in error
 
 
 def test_bad_files_are_named_with_line_and_remedy(shapes_folder: Path, tmp_path: Path) -> None:

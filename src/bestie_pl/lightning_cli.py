@@ -80,7 +80,12 @@ class BestieCLI(LightningCLI):
             kwargs["logger"] = CSVLogger(root, name="logs")
         callbacks: list[pl.Callback] = list(config.get("callbacks") or [])
         if config.get("enable_checkpointing") is not False:
-            _add_default(callbacks, ModelCheckpoint(filename="{step}", save_last="link", save_on_exception=True))
+            _add_default(
+                callbacks,
+                ModelCheckpoint(
+                    filename="{step}", save_last="link", save_on_train_epoch_end=True, save_on_exception=True
+                ),
+            )
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(root / "checkpoints")
@@ -95,15 +100,20 @@ def _add_default(callbacks: list[pl.Callback], default: pl.Callback) -> None:
         callbacks.append(default)
 
 
+def _worth_saying(record: logging.LogRecord) -> bool:
+    """Leave out Lightning's advertisements, and of an exception's report all but where the checkpoint went."""
+    message = record.getMessage()
+    if (saved := re.search(r"was raised with message: .*saved checkpoint to (.*)", message, re.DOTALL)) is not None:
+        record.msg, record.args = f"saved checkpoint to {saved[1]}", ()
+    return "💡 Tip" not in message
+
+
 def run(args: list[str] | None = None) -> None:
     """Parse the command line (or ``args``) and do what it says."""
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=r".*smaller than the logging interval.*")
-    # Lightning advertises other packages at every start
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
-        lambda record: "💡 Tip" not in record.getMessage()
-    )
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_worth_saying)
     torch.set_float32_matmul_precision("high")
     BestieCLI(
         pl.LightningModule,

@@ -218,7 +218,7 @@ class InstanceMaps(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Instances:
+class Instances(_Movable):
     """The instances of one image at its original size; there may be none.
 
     Args:

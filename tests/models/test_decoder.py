@@ -35,11 +35,10 @@ def test_every_parameter_gets_a_gradient(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_untrained_heads_say_nothing(kind: Any) -> None:
-    semantic, center, offset = kind(CHANNELS[: len(kind.strides)], 3)(features(kind))
+def test_untrained_heads_find_no_center(kind: Any) -> None:
+    _, center, offset = kind(CHANNELS[: len(kind.strides)], 3)(features(kind))
     assert center.abs().max() < 0.1
     assert offset.abs().max() < 0.5
-    assert (semantic.softmax(1) - 0.25).abs().max() < 0.05
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -130,6 +130,12 @@ def random_maps(seed: int, batch: int = 2) -> InstanceMaps:
 Instance = tuple[int, int, bytes, float]
 
 
+def ranks(heat: np.ndarray) -> np.ndarray:
+    """The values' places in ascending order; of equal ones the first, row by row, has the highest."""
+    backwards = np.argsort(heat.ravel()[::-1], kind="stable")
+    return np.argsort(backwards)[::-1].reshape(heat.shape)
+
+
 def reference(
     maps: InstanceMaps, allowed: np.ndarray, recipe: str, threshold: float, keep: bool
 ) -> tuple[list[Instance], np.ndarray]:
@@ -149,8 +155,9 @@ def reference(
                 continue
             heat = np.where(mask, heats[image, own], np.float32(0))
             over = heat >= np.float32(threshold) if recipe == "paper" else heat > np.float32(threshold)
-            highest = ndimage.maximum_filter(heat, size=SMALL.peak_window, mode="constant", cval=0)
-            peaks = [tuple(p) for p in np.argwhere(over & (heat == highest))]
+            order = ranks(heat) if recipe == "paper" else heat
+            highest = ndimage.maximum_filter(order, size=SMALL.peak_window, mode="constant", cval=-1)
+            peaks = [tuple(p) for p in np.argwhere(over & (order == highest))]
             scores = [float(heat[p]) for p in peaks]
             regions, found = ndimage.label(mask & (length < np.float32(SMALL.cluster_radius)))
             centroids = [np.argwhere(regions == r).sum(0) // (regions == r).sum() for r in range(1, found + 1)]

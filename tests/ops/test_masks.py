@@ -128,3 +128,10 @@ def test_iou_is_that_of_the_masks(seed: int, n: int, m: int) -> None:
 def test_iou_of_different_sizes_is_refused() -> None:
     with pytest.raises(ValueError, match=r"\(2, 3\) and \(3, 2\)"):
         mask_iou(instances_of(np.ones((1, 2, 3))), instances_of(np.ones((1, 3, 2))))
+
+
+def test_hundreds_of_masks_can_be_compared() -> None:
+    """pycocotools' area fails for a list of more than 255 masks; untrained networks predict as many."""
+    numbers, codes = encode(torch.arange(1, 401).view(20, 20))
+    many = Instances(codes, numbers, torch.ones(400), (20, 20))
+    assert torch.equal(mask_iou(many, many), torch.eye(400))

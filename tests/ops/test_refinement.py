@@ -60,7 +60,7 @@ def test_release_refines_points_as_recorded(golden: Golden) -> None:
         image, classes, slot = packed.any(3).nonzero(as_tuple=True)
         points = Cues(image, packed[image, classes, slot].float(), classes, torch.ones(len(image)))
         labels = refine_from_points(
-            field, tagged_classes(semantic, tags), points, recipe="release", geometry=Geometry()
+            field, tagged_classes(semantic, tags), points, recipe="release"
         )
         assert (offset_field(labels).numpy() == data[f"{case}_out_offset"]).all(), case
         assert (weight_map(labels)[:, None].numpy() == data[f"{case}_out_weight"]).all(), case
@@ -141,13 +141,20 @@ def reference(
     return result
 
 
+def ranks(heat: np.ndarray) -> np.ndarray:
+    """The values' places in ascending order; of equal ones the first, row by row, has the highest."""
+    backwards = np.argsort(heat.ravel()[::-1], kind="stable")
+    return np.argsort(backwards)[::-1].reshape(heat.shape)
+
+
 def component_centers(
     heat: np.ndarray, mask: np.ndarray, length: np.ndarray, recipe: str, threshold: float, clustering: bool
 ) -> tuple[list[tuple[int, int]], list[np.float32]]:
     """Centres of one component and their scores; marks clustered ones in ``heat``."""
     over = heat >= np.float32(threshold) if recipe == "paper" else heat > np.float32(threshold)
-    highest = ndimage.maximum_filter(heat, size=SMALL.peak_window, mode="constant", cval=0)
-    peaks = [(int(y), int(x)) for y, x in np.argwhere(over & (heat == highest))]
+    order = ranks(heat) if recipe == "paper" else heat
+    highest = ndimage.maximum_filter(order, size=SMALL.peak_window, mode="constant", cval=-1)
+    peaks = [(int(y), int(x)) for y, x in np.argwhere(over & (order == highest))]
     scores = [heat[peak] for peak in peaks]
     regions, count = ndimage.label(mask & (length < np.float32(SMALL.cluster_radius)))
     clusters = []
@@ -219,7 +226,7 @@ def test_batch_gives_what_single_images_give(recipe: Recipe, seed: int) -> None:
 
     def refine(maps: InstanceMaps, classes: torch.Tensor, points: Cues) -> list[LabeledInstances]:
         tags = refine_from_tags(maps, label_components(classes), geometry=SMALL, recipe=recipe, threshold=0.25)
-        return [tags, refine_from_points(maps.offset_field, classes, points, recipe=recipe, geometry=SMALL)]
+        return [tags, refine_from_points(maps.offset_field, classes, points, recipe=recipe)]
 
     batch = refine(maps, classes, points)
     single: list[list[Instance]] = [[], []]
@@ -257,7 +264,7 @@ def random_points(seed: int, classes: torch.Tensor) -> Cues:
 def test_refinement_from_points_agrees_with_one_class_at_a_time(recipe: Recipe, seed: int) -> None:
     maps, classes = random_scene(seed)
     points = random_points(seed, classes)
-    labels = refine_from_points(maps.offset_field, classes, points, recipe=recipe, geometry=SMALL)
+    labels = refine_from_points(maps.offset_field, classes, points, recipe=recipe)
     expected: list[Instance] = []
     ys, xs = np.mgrid[: classes.shape[1], : classes.shape[2]].astype(np.float32)
     for image in range(2):
@@ -304,7 +311,7 @@ def test_nothing_to_refine_gives_no_instance(recipe: Recipe) -> None:
         labels = refine_from_tags(one, label_components(classes), geometry=SMALL, recipe=recipe)
         assert not labels.ids.any()
         assert (labels.ids.dtype, len(labels.image), len(labels.peaks)) == (torch.int32, 1, 0)
-    labels = refine_from_points(maps.offset_field, empty + 1, Cues.empty(), recipe=recipe, geometry=SMALL)
+    labels = refine_from_points(maps.offset_field, empty + 1, Cues.empty(), recipe=recipe)
     assert (int(labels.ids.sum()), len(labels.image)) == (0, 1)
 
 

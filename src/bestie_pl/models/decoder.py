@@ -40,11 +40,11 @@ class HeadsDecoder(nn.Module):
     def __init__(self, channels: Sequence[int], num_classes: int) -> None:
         super().__init__()
 
-        def head(outputs: int) -> nn.Sequential:
+        def head(outputs: int, small: bool = True) -> nn.Sequential:
             hidden = nn.Conv2d(channels[0], HEAD_WIDTH, 3, padding=1)
-            return nn.Sequential(hidden, nn.ReLU(inplace=True), _output(HEAD_WIDTH, outputs))
+            return nn.Sequential(hidden, nn.ReLU(inplace=True), OutputConv(HEAD_WIDTH, outputs, small=small))
 
-        self.seg = head(num_classes + 1)
+        self.seg = head(num_classes + 1, small=False)
         self.center = head(num_classes)
         self.offset = head(2)
 
@@ -72,14 +72,14 @@ class PyramidDecoder(nn.Module):
     def __init__(self, channels: Sequence[int], num_classes: int, width: int = 64) -> None:
         super().__init__()
 
-        def head(outputs: int) -> nn.Sequential:
-            return nn.Sequential(_conv(width, width, 3), _output(width, outputs))
+        def head(outputs: int, small: bool = True) -> nn.Sequential:
+            return nn.Sequential(_conv(width, width, 3), OutputConv(width, outputs, small=small))
 
         self.lateral = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c, width, 1, bias=False), nn.BatchNorm2d(width)) for c in channels
         )
         self.fuse = nn.ModuleList(_conv(width, width, 3) for _ in channels[:-1])
-        self.seg = head(num_classes + 1)
+        self.seg = head(num_classes + 1, small=False)
         self.center = head(num_classes)
         self.offset = head(2)
 
@@ -114,7 +114,7 @@ class PanopticDeepLabDecoder(nn.Module):
             return nn.ModuleDict({"classifier": nn.ModuleDict(classifiers)})
 
         self.semantic_decoder = _BranchDecoder(channels, 256, (128, 64, 32))
-        self.semantic_head = heads(seg=_separable_head(256, 256, num_classes + 1))
+        self.semantic_head = heads(seg=_separable_head(256, 256, num_classes + 1, small=False))
         self.instance_decoder = _BranchDecoder(channels, 128, (64, 32, 16))
         self.instance_head = heads(
             center=_separable_head(128, 128, num_classes),
@@ -200,13 +200,30 @@ def _separable(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(depthwise, pointwise, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
-def _separable_head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Sequential(_separable(inputs, hidden)), _output(hidden, outputs))
+def _separable_head(inputs: int, hidden: int, outputs: int, *, small: bool = True) -> nn.Sequential:
+    return nn.Sequential(nn.Sequential(_separable(inputs, hidden)), OutputConv(hidden, outputs, small=small))
 
 
-def _output(inputs: int, outputs: int) -> nn.Conv2d:
-    """Last layer of a head: nearly 0 at first, as most of a centre heatmap is, and undecided between classes."""
-    conv = nn.Conv2d(inputs, outputs, 1)
-    nn.init.normal_(conv.weight, std=RELEASE_STD)
-    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-    return conv
+class OutputConv(nn.Conv2d):
+    """Last layer of a head, 1 x 1, in float32 also under mixed precision.
+
+    In half precision an offset of 100 px moves in steps of half a pixel, and neighbouring values of a heatmap become
+    equal: each pixel of such a plateau would be a centre.
+
+    Args:
+        inputs: Channels of the head.
+        outputs: Channels of the map.
+        small: Start near 0. So must a centre heatmap, or refinement would take noise for centres; a small start would
+            only slow the semantic logits down.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, small: bool) -> None:
+        super().__init__(inputs, outputs, 1)
+        if small:
+            nn.init.normal_(self.weight, std=RELEASE_STD)
+            nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve outside of autocast."""
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float())

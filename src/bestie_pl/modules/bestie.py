@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -110,6 +111,8 @@ class BestieModule(pl.LightningModule):
         warmup_steps: int = 0,
     ) -> None:
         super().__init__()
+        # predicting fewer images than there are processes is fine: each process writes its own
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         names = tuple(class_names) if class_names is not None else tuple(f"class{c}" for c in range(num_classes))
         if len(names) != num_classes:
             raise ValueError(f"class_names has {len(names)} names for num_classes={num_classes}; give one name a class")
@@ -184,7 +187,6 @@ class BestieModule(pl.LightningModule):
                 tagged_classes(batch.semantic, batch.tags),
                 batch.cues,
                 recipe=self.recipe,
-                geometry=self.geometry,
             )
         return refine_from_tags(
             maps,
@@ -226,13 +228,17 @@ class BestieModule(pl.LightningModule):
             B Instances, best score first, and B semantic maps (H, W) uint8.
         """
         maps, sizes = self._inference_maps(batch)
+        cues = batch.cues
+        if sizes is not batch.sizes:
+            scale = cues.yx.new_tensor(sizes) / cues.yx.new_tensor(batch.sizes)
+            cues = replace(cues, yx=(cues.yx + 0.5) * scale[cues.image] - 0.5)
         height, width = maps.offset_field.shape[-2:]
         rows = torch.arange(height, device=maps.offset_field.device)[None, :, None]
         columns = torch.arange(width, device=maps.offset_field.device)[None, None, :]
         limits = torch.tensor(sizes, device=maps.offset_field.device)[:, :, None, None]
         valid = (rows < limits[:, 0]) & (columns < limits[:, 1])
         if self.oracle == "points":
-            labels, semantic = find_instances_from_points(maps, batch.cues, tags=batch.tags, valid=valid)
+            labels, semantic = find_instances_from_points(maps, cues, tags=batch.tags, valid=valid)
         else:
             labels, semantic = find_instances(
                 maps,
@@ -325,8 +331,8 @@ class BestieModule(pl.LightningModule):
         for name in ("num_classes", "backbone", "decoder"):
             if name in theirs and theirs[name] != self.hparams[name]:
                 raise ValueError(
-                    f"the checkpoint was trained with {name}={theirs[name]!r}, the configuration says "
-                    f"{self.hparams[name]!r}; use the configuration that it was trained with"
+                    f"the checkpoint was trained with {name}={theirs[name]!r}, the configuration or the data says "
+                    f"{self.hparams[name]!r}; use those that it was trained with"
                 )
 
 

@@ -81,7 +81,7 @@ def label_components(classes: Tensor, *, connectivity: Literal[4, 8] = 8) -> Com
     pairs = [links(down, x) for down, x in ends]
     first = torch.cat([p[0] for p in pairs])
     second = torch.cat([p[1] for p in pairs])
-    root = _unite(runs, first, second)
+    root = unite(runs, first, second)
 
     is_root = root == torch.arange(runs, device=device)
     number = is_root.cumsum(0)
@@ -103,8 +103,17 @@ def label_components(classes: Tensor, *, connectivity: Literal[4, 8] = 8) -> Com
     )
 
 
-def _unite(count: int, first: Tensor, second: Tensor) -> Tensor:
-    """Smallest member of each node's connected set: hook roots onto smaller ones and halve paths until nothing changes."""
+def unite(count: int, first: Tensor, second: Tensor) -> Tensor:
+    """Smallest member of the connected set of each of ``count`` nodes: hook roots and halve paths until nothing changes.
+
+    Args:
+        count: Number of nodes.
+        first: (E,) int64, one end of each link.
+        second: (E,) int64, the other end.
+
+    >>> unite(4, torch.tensor([3]), torch.tensor([1])).tolist()
+    [0, 1, 2, 1]
+    """
     root = torch.arange(count, device=first.device)
     while True:
         a, b = root[first], root[second]

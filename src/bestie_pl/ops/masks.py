@@ -109,7 +109,8 @@ def mask_iou(predictions: Instances, references: Instances) -> Tensor:
         return torch.zeros(len(predictions), len(references))
     first, second = list(predictions.masks), list(references.masks)
     iou = torch.from_numpy(codec.iou(first, second, [0] * len(second))).float()
-    empty = [torch.from_numpy(codec.area(codes) == 0) for codes in (first, second)]
+    # one by one: pycocotools 2.0.11 counts the masks of a list in 8 bits
+    empty = [torch.tensor([int(codec.area(code)) == 0 for code in codes]) for codes in (first, second)]
     return iou.masked_fill(empty[0][:, None] & empty[1], torch.nan)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bestie_pl.ops.components import _unite
+from bestie_pl.ops.components import unite
 from bestie_pl.structures import Components, Geometry, InstanceMaps
 
 CLUSTER_HEAT = 0.05
@@ -122,15 +122,16 @@ def find_peaks(plane: Tensor, components: Components, *, threshold: float, windo
     """Pixels that are over a threshold and the maximum of their window, the plane being 0 outside their component.
 
     The same as masking the plane with each component in turn and taking the dense maximum, at a fraction of its price:
-    the few pixels that are the maximum of their nearest neighbours are looked at in growing windows. Pixels of a
-    plateau are peaks all of them, as in the release (its rules 4.1 and 4.2).
+    the few pixels that are the maximum of their nearest neighbours are looked at in growing windows.
 
     Args:
         plane: (B, H, W), centre heatmap of the class that each pixel's component has; ignored outside components.
         components: Of the batch.
         threshold: Positive.
         window: Side of the window in pixels, odd.
-        strict: A peak is above the threshold (release); otherwise it may equal it (paper).
+        strict: As in the release (its rules 4.1 and 4.2): a peak is above the threshold, and equal maxima of a window
+            are peaks all of them. Otherwise a peak may equal the threshold, and only the first of equals is one, so
+            that a plateau is one centre.
 
     Returns:
         Centers in row-major order within their component.
@@ -154,23 +155,28 @@ def find_peaks(plane: Tensor, components: Components, *, threshold: float, windo
     over = plane > threshold if strict else plane >= threshold
     pixel = (over & (labels > 0)).flatten().nonzero().squeeze(1)
     reach = window // 2
-    pixel = pixel[~_beaten(plane, labels, pixel, min(reach, 1))]
+    pixel = pixel[~_beaten(plane, labels, pixel, min(reach, 1), by_equals=not strict)]
     value, component = plane.flatten()[pixel], labels.flatten()[pixel].long()
 
-    # whatever equals the largest value of its component needs no look at its window; this settles most, and any plateau
+    # the largest value of a component needs no look at its window; among equals, only if all of them are peaks
     top = value.new_zeros(len(components.area)).scatter_reduce_(0, component, value, "amax")
     is_peak = value == top[component]
+    if not strict:
+        is_peak &= (torch.zeros_like(top).index_add_(0, component, is_peak.to(top.dtype)) == 1)[component]
     rest = (~is_peak).nonzero().squeeze(1)
     for nearer in (min(reach, 5), reach):
-        rest = rest[~_beaten(plane, labels, pixel[rest], nearer)]
+        rest = rest[~_beaten(plane, labels, pixel[rest], nearer, by_equals=not strict)]
     is_peak[rest] = True
     peak = is_peak.nonzero().squeeze(1)
     _, y, x = unravel(pixel[peak], *plane.shape[1:])
     return Centers.sorted(component[peak], torch.stack([y, x], 1), value[peak])
 
 
-def _beaten(plane: Tensor, labels: Tensor, pixel: Tensor, reach: int) -> Tensor:
-    """Whether a pixel of the same component within ``reach`` rows and columns has a larger value: (K,) bool."""
+def _beaten(plane: Tensor, labels: Tensor, pixel: Tensor, reach: int, *, by_equals: bool) -> Tensor:
+    """Whether a pixel of the same component within ``reach`` rows and columns has a larger value: (K,) bool.
+
+    ``by_equals``: an equal value that comes earlier in row-major order beats too.
+    """
     height, width = plane.shape[1:]
     values, numbers = plane.flatten(), labels.flatten()
     side = torch.arange(-reach, reach + 1, device=plane.device)
@@ -182,6 +188,8 @@ def _beaten(plane: Tensor, labels: Tensor, pixel: Tensor, reach: int) -> Tensor:
         columns = (x[:, None] + side).clamp(0, width - 1)
         around = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
         larger = values[around] > values[chunk][:, None]
+        if by_equals:
+            larger |= (values[around] == values[chunk][:, None]) & (around < chunk[:, None])
         beaten.append((larger & (numbers[around] == numbers[chunk][:, None])).any(1))
     return torch.cat(beaten)
 
@@ -219,7 +227,7 @@ def cluster_centers(foreground: Foreground, *, geometry: Geometry) -> Centers:
     other = (torch.searchsorted(start, below_and_above, right=True) - 1).clamp(min=0)
     touches = (below_and_above < start[other] + length[other]) & (below_and_above >= start[other])
     touches &= component[other] == component  # also keeps the last row of an image from the first of the next
-    root = _unite(len(runs), runs.repeat(2), other.where(touches, runs).flatten())
+    root = unite(len(runs), runs.repeat(2), other.where(touches, runs).flatten())
 
     _, y, x = unravel(start, height, width)
     sums = torch.stack([length, length * y, length * (2 * x + length - 1)])  # the last is twice the sum of x

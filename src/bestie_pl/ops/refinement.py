@@ -120,7 +120,7 @@ def group_probability(logits: Tensor, foreground: Foreground, groups: Groups) ->
 
 @torch.no_grad()
 def refine_from_points(
-    offset_field: Tensor, classes: Tensor, points: Cues, *, recipe: Recipe, geometry: Geometry
+    offset_field: Tensor, classes: Tensor, points: Cues, *, recipe: Recipe
 ) -> LabeledInstances:
     """Refined labels of a batch whose objects have points: pixels of each class grouped by the class's points.
 
@@ -133,7 +133,6 @@ def refine_from_points(
         classes: (B, H, W) int32, the tagged classes of the semantic map: 0 outside, ``c + 1`` for class ``c``.
         points: One point an object, of tagged classes; rows of score 0 are empty slots.
         recipe: See above.
-        geometry: Not read, since no length takes part; here so that both refinements are called alike.
 
     Returns:
         Instances of weight 1, sorted by image and class, then in the order of ``points``, whose offsets point to the
