@@ -95,7 +95,7 @@ def test_every_shapes_configuration_runs(config: str, shapes_folder: Path, tmp_p
 
 @pytest.mark.parametrize("config", sorted(str(path.relative_to(REPOSITORY)) for path in CONFIGS.glob("voc/*.yaml")))
 def test_every_voc_configuration_runs_on_generated_data(config: str, shapes_folder: Path, tmp_path: Path) -> None:
-    """The paper's settings with a small network, on the generated scenes under the names of VOC's splits and folders."""
+    """The paper's settings with a small network, on generated scenes under the names of VOC's splits and folders."""
     root = tmp_path / "VOC2012"
     shutil.copytree(shapes_folder, root)
     (root / "train_cls.txt").rename(root / "train_aug_cls.txt")
@@ -125,11 +125,11 @@ def write_points(annotations: Path, folder: Path) -> None:
     content = json.loads(annotations.read_text())
     classes = {c: i for i, c in enumerate(sorted(category["id"] for category in content["categories"]))}
     for image in content["images"]:
-        lines = [
-            f"{a['bbox'][0] + a['bbox'][2] / 2:.1f} {a['bbox'][1] + a['bbox'][3] / 2:.1f} {classes[a['category_id']]} 1.0"
-            for a in content["annotations"]
-            if a["image_id"] == image["id"] and not a["iscrowd"]
-        ]
+        lines = []
+        for a in content["annotations"]:
+            if a["image_id"] == image["id"] and not a["iscrowd"]:
+                x, y, width, height = a["bbox"]
+                lines.append(f"{x + width / 2:.1f} {y + height / 2:.1f} {classes[a['category_id']]} 1.0")
         (folder / f"{Path(image['file_name']).stem}.txt").write_text("\n".join(lines) + "\n")
 
 

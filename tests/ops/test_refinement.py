@@ -59,9 +59,7 @@ def test_release_refines_points_as_recorded(golden: Golden) -> None:
         packed = torch.from_numpy(data[f"{case}_points_yx"])
         image, classes, slot = packed.any(3).nonzero(as_tuple=True)
         points = Cues(image, packed[image, classes, slot].float(), classes, torch.ones(len(image)))
-        labels = refine_from_points(
-            field, tagged_classes(semantic, tags), points, recipe="release"
-        )
+        labels = refine_from_points(field, tagged_classes(semantic, tags), points, recipe="release")
         assert (offset_field(labels).numpy() == data[f"{case}_out_offset"]).all(), case
         assert (weight_map(labels)[:, None].numpy() == data[f"{case}_out_weight"]).all(), case
 

@@ -111,7 +111,7 @@ class BestieModel(nn.Module):
         if recipe == "release":
             _initialize_as_release(self.network)
         # a third faster on CPUs and with tensor cores; states and maps are the same
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> InstanceMaps:
         """Normalise, and predict.

@@ -133,8 +133,8 @@ def _record(
 class PictureWriter(Callback):
     """Draw what the labels and the predictions look like, into ``pictures/`` in the run's folder.
 
-    ``training.png`` at the end of ``fit``: the last training crops with cues, semantic map, pseudo labels, refined labels
-    and prediction of the trained network, and the truth where the data module reads it. ``test.png``: test images.
+    ``training.png`` at the end of ``fit``: the last training crops with cues, semantic map, pseudo labels, refined
+    labels and prediction of the trained network, and the truth where the data module reads it. ``test.png``: test images.
 
     Args:
         count: Images a sheet.

@@ -104,7 +104,7 @@ def label_components(classes: Tensor, *, connectivity: Literal[4, 8] = 8) -> Com
 
 
 def unite(count: int, first: Tensor, second: Tensor) -> Tensor:
-    """Smallest member of the connected set of each of ``count`` nodes: hook roots and halve paths until nothing changes.
+    """Smallest member of each node's connected set: hook roots and halve paths until nothing changes.
 
     Args:
         count: Number of nodes.

@@ -119,9 +119,7 @@ def group_probability(logits: Tensor, foreground: Foreground, groups: Groups) ->
 
 
 @torch.no_grad()
-def refine_from_points(
-    offset_field: Tensor, classes: Tensor, points: Cues, *, recipe: Recipe
-) -> LabeledInstances:
+def refine_from_points(offset_field: Tensor, classes: Tensor, points: Cues, *, recipe: Recipe) -> LabeledInstances:
     """Refined labels of a batch whose objects have points: pixels of each class grouped by the class's points.
 
     The whole class map takes part: no components, no smallest area; a point may lie outside its class, and points of
