@@ -21,6 +21,7 @@ from bestie_pl.data.shapes import ShapesDataModule
 from bestie_pl.data.voc import VOCDataModule
 from bestie_pl.modules.bestie import BestieModule
 from bestie_pl.modules.callbacks import PictureWriter, PredictionWriter, ScoreWriter
+from bestie_pl.modules.layer_sync import SyncBatchNorm
 
 __all__ = [
     "BestieCLI",
@@ -78,7 +79,7 @@ class BestieCLI(LightningCLI):
         kwargs["default_root_dir"] = str(root)
         if config.get("logger") in (None, True):
             kwargs["logger"] = CSVLogger(root, name="logs")
-        callbacks: list[pl.Callback] = list(config.get("callbacks") or [])
+        callbacks: list[pl.Callback] = _as_list(config.get("callbacks"))
         if config.get("enable_checkpointing") is not False:
             _add_default(
                 callbacks,
@@ -91,7 +92,15 @@ class BestieCLI(LightningCLI):
                 callback.dirpath = str(root / "checkpoints")
         for writer in (ScoreWriter(), PictureWriter(), PredictionWriter()):
             _add_default(callbacks, writer)
+        if config.get("sync_batchnorm"):
+            kwargs |= {"sync_batchnorm": False, "plugins": [*_as_list(config.get("plugins")), SyncBatchNorm()]}
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _add_default(callbacks: list[pl.Callback], default: pl.Callback) -> None:

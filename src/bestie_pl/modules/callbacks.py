@@ -134,7 +134,8 @@ class PictureWriter(Callback):
     """Draw what the labels and the predictions look like, into ``pictures/`` in the run's folder.
 
     ``training.png`` at the end of ``fit``: the last training crops with cues, semantic map, pseudo labels, refined
-    labels and prediction of the trained network, and the truth where the data module reads it. ``test.png``: test images.
+    labels and prediction of the trained network, and the truth where the data module reads it. ``test.png``: the first
+    test images.
 
     Args:
         count: Images a sheet.
@@ -242,3 +243,6 @@ def _save(trainer: pl.Trainer, name: str, rows: Sequence[Sequence[Picture]], tit
     temporary = path.with_name(f".{name}")
     sheet(rows, titles).save(temporary, format="PNG")
     os.replace(temporary, path)
+    for logger in trainer.loggers:
+        if hasattr(logger, "log_image"):  # Weights & Biases
+            logger.log_image(f"pictures/{path.stem}", [str(path)])

@@ -1,0 +1,166 @@
+"""Enlarging the network's maps to pixels: all of them, some of them, or band by band.
+
+Maps leave the network with a quarter of the image's height and width. Enlarged maps with a channel a class take 16 times
+their memory; what follows needs only few of the pixels, or can do with some rows at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bestie_pl.structures import InstanceMaps
+
+BAND = {"cpu": 2**20}
+"""Values of enlarged maps that are worked on together: what a processor's cache holds, and on other devices
+``LARGE_BAND``: so many that starting the operations costs nothing. Changes no result."""
+
+LARGE_BAND = 2**26
+
+
+@dataclass(frozen=True)
+class Enlargement:
+    """Bilinear, in float32, from maps of (h, w) cells to ``grid``, of which the first rows and columns are kept.
+
+    Args:
+        size: (H, W) of the result.
+        grid: Height and width that the cells are spread over; at least ``size``.
+        align_corners: Whether the corner cells lie on the grid's corner pixels, instead of each cell covering its part.
+
+    >>> Enlargement((1, 3), (1, 4))(torch.tensor([[[[0.0, 1.0]]]])).tolist()
+    [[[[0.0, 0.25, 0.75]]]]
+    """
+
+    size: tuple[int, int]
+    grid: tuple[int, int]
+    align_corners: bool = False
+
+    def __post_init__(self) -> None:
+        if self.size[0] > self.grid[0] or self.size[1] > self.grid[1]:
+            raise ValueError(f"a grid of {self.grid} cannot be cut to {self.size}")
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """(B, K, h, w) enlarged to (B, K, H, W)."""
+        large = F.interpolate(values.float(), self.grid, mode="bilinear", align_corners=self.align_corners)
+        return large[..., : self.size[0], : self.size[1]]
+
+    def all(self, maps: InstanceMaps) -> InstanceMaps:
+        """All three maps enlarged."""
+        return InstanceMaps(*(self(one) for one in maps))
+
+    def axis(self, which: int, cells: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Where the pixels of an axis lie among its cells.
+
+        Args:
+            which: 0 for rows, 1 for columns.
+            cells: Number of cells along the axis, at least 2.
+            device: Of the result.
+
+        Returns:
+            first: (n,) int64 in 0..cells - 2: a pixel lies between this cell and the next one.
+            share: (n,) float32 in [0, 1], of the next one.
+        """
+        if self.align_corners:
+            at = torch.arange(self.size[which], device=device) * ((cells - 1) / max(self.grid[which] - 1, 1))
+        else:
+            at = (torch.arange(self.size[which], device=device) + 0.5) * (cells / self.grid[which]) - 0.5
+        at = at.float().clamp(0, cells - 1)
+        first = at.long().clamp(max=cells - 2)
+        return first, at - first
+
+    def sample(self, values: Tensor, pixel: Tensor, channel: Tensor | None = None) -> Tensor:
+        """The enlarged map at some pixels, without enlarging it; equal to that up to float32 rounding.
+
+        Args:
+            values: (B, K, h, w), any floating type and memory format.
+            pixel: (P,) int64, index into the flat (B, H, W).
+            channel: (P,) int64, which channel to read at each pixel; all channels if omitted.
+
+        Returns:
+            (P,) float32, or (P, K) without ``channel``.
+        """
+        cells = cells_of(values)
+        _, height, width, channels = cells.shape
+        cell, down, right = self.locate(pixel, (height, width))
+        table = cells.view(-1, channels)
+        if channel is not None:
+            table, cell = table.view(-1), cell * channels + channel
+            step_right, step_down = channels, width * channels
+        else:
+            down, right = down[:, None], right[:, None]
+            step_right, step_down = 1, width
+        # columns first, like the enlargement of whole maps
+        upper = torch.lerp(table.index_select(0, cell), table.index_select(0, cell + step_right), right)
+        cell = cell + step_down
+        lower = torch.lerp(table.index_select(0, cell), table.index_select(0, cell + step_right), right)
+        return torch.lerp(upper, lower, down)
+
+    def locate(self, pixel: Tensor, cells: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Where pixels lie among (h, w) cells, at least 2 x 2.
+
+        Returns:
+            cell: (P,) int64 into the flat (B, h, w), the upper left of the four around the pixel.
+            down: (P,) float32 in [0, 1], the share of the lower two.
+            right: (P,) float32, the share of the right two.
+        """
+        (top, down), (left, right) = (self.axis(i, cells[i], pixel.device) for i in (0, 1))
+        row, x = pixel // self.size[1], pixel % self.size[1]
+        image, y = row // self.size[0], row % self.size[0]
+        return (image * cells[0] + top[y]) * cells[1] + left[x], down[y], right[x]
+
+    def bands(self, cells: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """The enlarged map, some rows at a time, channels last.
+
+        Args:
+            cells: (B, h, w, K) from ``cells_of``.
+
+        Yields:
+            The rows, and the map there: (B, n, W, K).
+        """
+        height, width = self.size
+        top, down = self.axis(0, cells.shape[1], cells.device)
+        rows = max(1, BAND.get(cells.device.type, LARGE_BAND) // max(1, len(cells) * width * cells.shape[3]))
+        for start in range(0, height, rows):
+            band = slice(start, min(start + rows, height))
+            first, share = top[band], down[band][:, None, None]
+            yield band, self._widen(torch.lerp(cells[:, first], cells[:, first + 1], share))
+
+    def add_band(self, gradient: Tensor, band: slice, of_band: Tensor) -> None:
+        """Add to a gradient (B, h, w, K) of the cells what follows from that of a band, (B, n, W, K)."""
+        height, width = gradient.shape[1:3]
+        top, down = self.axis(0, height, gradient.device)
+        first, share = top[band], down[band][:, None, None]
+        of_rows = self._narrow(of_band, width)
+        gradient.index_add_(1, first + 1, of_rows * share)
+        gradient.index_add_(1, first, of_rows * (1 - share))
+
+    def _widen(self, rows: Tensor) -> Tensor:
+        """(B, n, w, K) to (B, n, W, K)."""
+        grid = (rows.shape[1], self.grid[1])
+        wide = F.interpolate(rows.permute(0, 3, 1, 2), grid, mode="bilinear", align_corners=self.align_corners)
+        return wide.permute(0, 2, 3, 1)[:, :, : self.size[1]]
+
+    def _narrow(self, wide: Tensor, width: int) -> Tensor:
+        """The adjoint of ``_widen``."""
+        batch, rows, _, channels = wide.shape
+        wide = F.pad(wide, (0, 0, 0, self.grid[1] - self.size[1])).permute(0, 3, 1, 2)
+        narrow = torch.ops.aten.upsample_bilinear2d_backward(
+            wide, [rows, self.grid[1]], [batch, channels, rows, width], self.align_corners, None, None
+        )
+        return narrow.permute(0, 2, 3, 1)
+
+
+def cells_of(values: Tensor) -> Tensor:
+    """A map (B, K, h, w) as (B, h, w, K) float32, contiguous, at least two cells high and wide.
+
+    Costs nothing if the map is float32 and laid out channels last. A single row or column of cells is doubled: what
+    lies between equal values is the same.
+    """
+    height, width = values.shape[-2:]
+    if height == 1 or width == 1:
+        values = values.expand(-1, -1, max(height, 2) if height == 1 else -1, max(width, 2) if width == 1 else -1)
+    return values.permute(0, 2, 3, 1).float().contiguous()

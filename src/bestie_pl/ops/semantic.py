@@ -1,0 +1,210 @@
+"""Semantic maps from a classifier's activation maps, and refinement of class scores by the colours of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bestie_pl.structures import IGNORE
+
+DILATIONS = (1, 2, 4, 8)
+"""Distances in pixels at which a pixel looks at its neighbours."""
+
+CONTRAST = 0.1
+"""A colour difference of this many local standard deviations lowers an affinity by a factor e."""
+
+BACKGROUND = 0.15
+"""Activation below which a pixel is background: fixed once for all data sets, with no mask in view."""
+
+BAND = 0.05
+"""Activations this close to the background threshold decide nothing."""
+
+ITERATIONS = {"activations": 20, "network": 10}
+"""Rounds of averaging: a classifier's blurred maps need more than a network's at stride 4."""
+
+
+@torch.no_grad()
+def pixel_adaptive_refinement(
+    probabilities: Tensor, image: Tensor, *, dilations: Sequence[int] = DILATIONS, iterations: int = 10
+) -> Tensor:
+    """Average score maps over neighbours of similar colour, again and again.
+
+    A neighbour's affinity is ``exp(-d)`` where ``d`` is the absolute difference of a colour channel in units of
+    ``CONTRAST`` times that channel's standard deviation around the pixel, averaged over the channels; affinities are
+    divided by their sum over the eight neighbours at all dilations. The standard deviation (unbiased) is taken over the
+    3 x 3 pixels of every dilation together. Beyond the border the image and the maps repeat their outermost pixels.
+    Each round replaces every value by a weighted mean of its neighbours' values, so bounds, sums over the maps and
+    constant maps are kept.
+
+    One image at a time: its maps stay in the cache, and only those that matter have to be there.
+
+    Args:
+        probabilities: (K, H, W) scores of any kind.
+        image: (3, H, W) float RGB; its scale does not matter.
+        dilations: distances in pixels, positive.
+        iterations: rounds; 0 gives the maps as they are.
+
+    Returns:
+        (K, H, W) float32.
+
+    Raises:
+        ValueError: Sizes differ, an image that is not floating point, a dilation below 1 or negative ``iterations``.
+
+    Source: Araslanov and Roth, Single-Stage Semantic Segmentation from Image Labels, CVPR 2020, section 3.3 (PAMR).
+
+    >>> image = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 1.0]).expand(3, 1, 6)
+    >>> maps = torch.tensor([[[0.0, 0.9, 0.0, 0.0, 0.0, 0.0]]])
+    >>> pixel_adaptive_refinement(maps, image, dilations=[1]).round(decimals=2).tolist()
+    [[[0.25, 0.3, 0.34, 0.0, 0.0, 0.0]]]
+    """
+    if probabilities.dim() != 3 or image.shape != (3, *probabilities.shape[1:]) or not image.is_floating_point():
+        raise ValueError(
+            f"expected maps (K, H, W) and a floating-point image (3, H, W) of the same size, got "
+            f"{tuple(probabilities.shape)} and {tuple(image.shape)} {image.dtype}"
+        )
+    if not dilations or min(dilations) < 1 or iterations < 0:
+        raise ValueError(f"dilations {tuple(dilations)} must be at least 1, iterations {iterations} not negative")
+    maps = probabilities.float()
+    if iterations == 0 or len(maps) == 0:
+        return maps.clone()
+    weights = _affinities(image.float(), dilations)
+    refined = maps
+    for _ in range(iterations):
+        around = _Neighbors(refined, dilations)
+        refined = torch.zeros_like(maps)
+        for number, weight in enumerate(weights):
+            refined.addcmul_(around[number], weight)
+    return refined
+
+
+class _Neighbors:
+    """Views of a map (K, H, W) shifted to each neighbour, borders repeated; eight a dilation, in a fixed order."""
+
+    def __init__(self, values: Tensor, dilations: Sequence[int]) -> None:
+        self.height, self.width = values.shape[1:]
+        self.reach = max(dilations)
+        self.shifts = [(d * y, d * x) for d in dilations for y, x in product((-1, 0, 1), repeat=2) if (y, x) != (0, 0)]
+        self.padded = F.pad(values[None], (self.reach,) * 4, mode="replicate")[0]
+
+    def __len__(self) -> int:
+        return len(self.shifts)
+
+    def __getitem__(self, number: int) -> Tensor:
+        y, x = (self.reach + shift for shift in self.shifts[number])
+        return self.padded[:, y : y + self.height, x : x + self.width]
+
+
+def _affinities(image: Tensor, dilations: Sequence[int]) -> Tensor:
+    """(N, H, W) weights of the N = 8 x dilations neighbours of each pixel; they sum to 1."""
+    around = _Neighbors(image, dilations)
+    # differences to the pixel itself have the neighbourhood's variance and, unlike the values, keep their digits
+    total, squares = torch.zeros_like(image), torch.zeros_like(image)
+    for number in range(len(around)):
+        difference = around[number] - image
+        total += difference
+        squares.addcmul_(difference, difference)
+    count = len(around) + len(dilations)  # the pixel itself is in the 3 x 3 pixels of each dilation
+    deviation = ((squares - total.square() / count) / (count - 1)).clamp(min=0).sqrt()
+    scale = -1 / (CONTRAST * deviation + torch.finfo(torch.float32).eps)
+    logits = image.new_empty(len(around), *image.shape[1:])
+    for number in range(len(around)):
+        logits[number] = ((around[number] - image).abs_() * scale).mean(0)
+    return logits.softmax(0)
+
+
+@torch.no_grad()
+def semantic_from_activations(
+    activations: Tensor,
+    tags: Tensor,
+    image: Tensor,
+    *,
+    background: float = BACKGROUND,
+    band: float = BAND,
+    iterations: int = ITERATIONS["activations"],
+) -> Tensor:
+    """A semantic map from the activation maps of an image's tagged classes.
+
+    The maps are refined by the image's colours; a pixel goes to the class of the largest refined activation. Background
+    is a class of constant activation ``background``, which refinement leaves constant, so it is a threshold afterwards.
+    Pixels for which thresholds of ``background - band`` and ``background + band`` give different answers are ignored.
+
+    Args:
+        activations: (C, H, W) float in [0, 1], each tagged class divided by its maximum.
+        tags: (C,) bool; other classes do not appear in the map.
+        image: (3, H, W) float RGB.
+        background: threshold in (0, 1).
+        band: at least 0; 0 ignores nothing.
+        iterations: of ``pixel_adaptive_refinement``; 0 leaves the activations as they are.
+
+    Returns:
+        (H, W) uint8: 0 background, ``c + 1`` class ``c``, 255 undecided. All 0 without a tag.
+
+    Raises:
+        ValueError: Sizes differ, or the thresholds are not between 0 and 1.
+
+    >>> cam = torch.tensor([[[1.0, 0.5, 0.16, 0.0]], [[1.0, 1.0, 1.0, 1.0]]])
+    >>> semantic_from_activations(cam, torch.tensor([True, False]), torch.zeros(3, 1, 4), iterations=0).tolist()
+    [[1, 1, 255, 0]]
+    """
+    if not (band >= 0 and background - band >= 0 and background + band < 1):
+        raise ValueError(f"expected 0 <= background - band and background + band < 1, got {background} and {band}")
+    classes = tags.nonzero()[:, 0]
+    if len(classes) == 0:
+        return torch.zeros(activations.shape[1:], dtype=torch.uint8, device=activations.device)
+    refined = pixel_adaptive_refinement(activations[classes], image, iterations=iterations)
+    score, best = refined.max(0)
+    semantic = (classes[best] + 1).byte()
+    semantic[score <= background + band] = IGNORE
+    semantic[score <= background - band] = 0
+    return semantic
+
+
+@torch.no_grad()
+def refine_logits(
+    logits: Tensor,
+    images: Tensor,
+    *,
+    sizes: Sequence[tuple[int, int]],
+    tags: Tensor | None = None,
+    iterations: int = ITERATIONS["network"],
+) -> Tensor:
+    """Refine a network's class probabilities by the colours of each image.
+
+    Classes that are nowhere in the image likelier than ``1 / (C + 1)`` cannot win a pixel, since refinement averages.
+    They are refined as one and share the result equally, which changes neither the map nor the winners' probabilities.
+
+    Args:
+        logits: (B, C + 1, H, W); log-probabilities will do.
+        images: (B, 3, H, W) float RGB.
+        sizes: B pairs (h, w), the part that is no padding; the border of that part is the border for refinement.
+        tags: (B, C) bool: only these classes and background are possible, an oracle unless the tags are training
+            labels; all if omitted.
+        iterations: of ``pixel_adaptive_refinement``.
+
+    Returns:
+        (B, C + 1, H, W) float32 log-probabilities; unrefined in the padding; classes excluded by ``tags`` have the
+        logarithm of the smallest positive number.
+
+    Raises:
+        ValueError: Sizes differ.
+    """
+    if logits.shape[0] != len(sizes) or logits.shape[-2:] != images.shape[-2:]:
+        raise ValueError(f"{tuple(logits.shape)} logits, {tuple(images.shape)} images and {len(sizes)} sizes")
+    if tags is not None:
+        allowed = torch.cat([torch.ones_like(tags[:, :1]), tags], 1)
+        logits = logits.masked_fill(~allowed[:, :, None, None], -torch.inf)
+    probabilities = logits.float().softmax(1)
+    for whole, image, (height, width) in zip(probabilities, images, sizes, strict=True):
+        part = whole[:, :height, :width]
+        possible = part.flatten(1).amax(1) >= (1 - 1e-4) / len(part)
+        rest = part[~possible].sum(0, keepdim=True)
+        refined = pixel_adaptive_refinement(
+            torch.cat([part[possible], rest]), image[:, :height, :width], iterations=iterations
+        )
+        part[possible] = refined[:-1]
+        part[~possible] = refined[-1:] / (~possible).sum()
+    return probabilities.clamp(min=torch.finfo(torch.float32).tiny).log()
