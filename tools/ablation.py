@@ -1,19 +1,17 @@
 """Ablations that need no classifier, on shapes with point supervision: writes results/shapes/ablation_points.json.
 
-Every finished run is kept in ``runs/ablation``; an interrupted call goes on where it stopped.
+With points, clustering has no part in training, only in finding the centres of test images: that row tests the networks
+of the full method. Every finished run is kept in ``runs/ablation``; an interrupted call goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-import shlex
-import statistics
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from experiment import ROOT, fit_and_test, write_json
+from experiment import ROOT, fit_and_test, write_table
 
 ROWS = {
     "full method": ("points", ()),
@@ -22,7 +20,6 @@ ROWS = {
     "without clustering": ("points", ("--model.init_args.clustering=false",)),
     "full supervision": ("full", ()),
 }
-METRICS = ("map25", "map50", "map70", "map75", "miou")
 
 
 def main() -> None:
@@ -42,39 +39,22 @@ def main() -> None:
         extra = [f"--seed_everything={seed}", f"--data.init_args.root={arguments.data}", *overrides]
         if arguments.steps:
             extra.append(f"--trainer.max_steps={arguments.steps}")
-        return fit_and_test(f"configs/shapes/{config}.yaml", folder, extra, threads=1, quiet=True)
+        checkpoint = None
+        if name == "without clustering":
+            checkpoint = ROOT / arguments.runs / "full_method" / f"seed{seed}" / "checkpoints" / "last.ckpt"
+        return fit_and_test(
+            f"configs/shapes/{config}.yaml", folder, extra, checkpoint=checkpoint, threads=1, quiet=True
+        )
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
         # seeds first: after a third of the time there is one complete table
-        futures = {(name, seed): pool.submit(run, name, seed) for seed in arguments.seeds for name in ROWS}
+        trained = [name for name in ROWS if name != "without clustering"]
+        futures = {(name, seed): pool.submit(run, name, seed) for seed in arguments.seeds for name in trained}
         results = {key: future.result() for key, future in futures.items()}
+    results |= {("without clustering", seed): run("without clustering", seed) for seed in arguments.seeds}
 
-    rows = []
-    for name, (config, overrides) in ROWS.items():
-        runs = [results[name, seed] for seed in arguments.seeds]
-        values = {metric: [run["scores"][f"test/{metric}"] for run in runs] for metric in METRICS}
-        rows.append(
-            {
-                "name": name,
-                "seeds": arguments.seeds,
-                "values": values["map50"],
-                "mean": statistics.mean(values["map50"]),
-                "std": statistics.stdev(values["map50"]) if len(runs) > 1 else 0.0,
-                "all": values,
-                "settings": {"config": f"configs/shapes/{config}.yaml", "overrides": list(overrides)},
-                "seconds": [sum(run["seconds"].values()) for run in runs],
-            }
-        )
-    content = {
-        "metric": "map50",
-        "command": shlex.join(["python", *sys.argv]),
-        "steps": arguments.steps,
-        "environment": results[next(iter(results))]["environment"],
-        "rows": rows,
-    }
-    write_json(ROOT / arguments.output, content)
-    for row in rows:
-        print(f"{row['name']:<26}{row['mean']:.3f} ± {row['std']:.3f}   {[round(v, 3) for v in row['values']]}")
+    settings = {name: {"config": f"configs/shapes/{c}.yaml", "overrides": list(o)} for name, (c, o) in ROWS.items()}
+    write_table(ROOT / arguments.output, results, settings, arguments.seeds)
 
 
 if __name__ == "__main__":

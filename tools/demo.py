@@ -24,6 +24,7 @@ def main() -> None:
         "--steps", type=int, default=None, help="training steps of each run (default: the configuration's)"
     )
     parser.add_argument("--folder", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--record", action="store_true", help="also keep summary and pictures in results/shapes")
     arguments = parser.parse_args()
     folder: Path = arguments.folder
     if (ROOT / folder).exists():
@@ -46,6 +47,11 @@ def main() -> None:
             picture = ROOT / folder / supervision / "pictures" / f"{name}.png"
             shutil.copy(picture, ROOT / folder / f"{supervision}_{name}.png")
     write_json(ROOT / folder / "summary.json", summary)
+
+    if arguments.record:
+        write_json(ROOT / "results/shapes/demo.json", summary | {"command": "python tools/demo.py --record"})
+        for name in ("points_training", "points_test"):
+            shutil.copy(ROOT / folder / f"{name}.png", ROOT / f"results/shapes/{name}.png")
 
     print(f"\n{'supervision':<16}" + "".join(f"{name:>8}" for name in SCORES))
     for label, row in (("points", summary), ("full", summary["full_supervision"])):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import statistics
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+METRICS = ("map25", "map50", "map70", "map75", "miou")
 
 
 def command(*arguments: str, threads: int | None = None, log: Path | None = None) -> None:
@@ -32,9 +34,18 @@ def command(*arguments: str, threads: int | None = None, log: Path | None = None
 
 
 def fit_and_test(
-    config: str, folder: Path, overrides: Sequence[str] = (), *, threads: int | None = None, quiet: bool = False
+    config: str,
+    folder: Path,
+    overrides: Sequence[str] = (),
+    *,
+    checkpoint: Path | None = None,
+    threads: int | None = None,
+    quiet: bool = False,
 ) -> dict[str, Any]:
-    """Scores of a configuration trained and tested in ``folder``; ``seconds`` tells what training and test took."""
+    """Scores of a configuration trained and tested in ``folder``; ``seconds`` tells what training and test took.
+
+    With a ``checkpoint`` it is only tested, with these weights.
+    """
     done = folder / "result.json"
     if done.exists():
         content: dict[str, Any] = json.loads(done.read_text())
@@ -44,9 +55,10 @@ def fit_and_test(
     if quiet:
         shared.append("--trainer.enable_progress_bar=false")
     start = time.monotonic()
-    command("fit", *shared, threads=threads, log=log)
+    if checkpoint is None:
+        command("fit", *shared, threads=threads, log=log)
     trained = time.monotonic()
-    command("test", *shared, "--ckpt_path=last", threads=threads, log=log)
+    command("test", *shared, f"--ckpt_path={checkpoint or 'last'}", threads=threads, log=log)
     scores = json.loads((folder / "scores_test.json").read_text())
     content = {
         **scores,
@@ -56,6 +68,36 @@ def fit_and_test(
     }
     write_json(done, content)
     return content
+
+
+def write_table(
+    path: Path,
+    results: dict[tuple[str, int], dict[str, Any]],
+    settings: dict[str, dict[str, Any]],
+    seeds: Sequence[int],
+) -> None:
+    """Write and print one row a setting from the results of all settings and seeds; mAP50 is the row's figure."""
+    rows = []
+    for name in settings:
+        runs = [results[name, seed] for seed in seeds]
+        values = {metric: [run["scores"][f"test/{metric}"] for run in runs] for metric in METRICS}
+        figures = values["map50"]
+        rows.append(
+            {
+                "name": name,
+                "seeds": list(seeds),
+                "values": figures,
+                "mean": statistics.mean(figures),
+                "std": statistics.stdev(figures) if len(figures) > 1 else 0.0,
+                "all": values,
+                "settings": settings[name],
+                "seconds": [run["seconds"] for run in runs],
+            }
+        )
+        print(f"{name:<26}{rows[-1]['mean']:.3f} ± {rows[-1]['std']:.3f}   {[round(v, 3) for v in figures]}")
+    environment = results[next(iter(results))]["environment"]
+    command = shlex.join(["python", *sys.argv])
+    write_json(path, {"metric": "map50", "command": command, "environment": environment, "rows": rows})
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -164,6 +164,12 @@ def test_fit_and_test_through_the_trainer(shapes_folder: Path, tmp_path: Path) -
     assert all(0 <= value <= 1 for value in scores.values())
 
 
+def test_mixed_precision_trains(shapes_folder: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, precision="bf16-mixed", limit_val_batches=1)
+    trainer.fit(make_module(), make_data(shapes_folder))
+    assert trainer.global_step == 2 and trainer.callback_metrics["train/loss"].isfinite()
+
+
 def test_the_oracle_is_in_the_name_of_every_score(shapes_folder: Path, tmp_path: Path) -> None:
     for oracle in ("tags", "points"):
         module = make_module(oracle=oracle)
