@@ -1,10 +1,10 @@
 # `make` lists what there is. It needs nothing but Python >= 3.11; what a target uses is installed into .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint demo clean
+.PHONY: help setup test lint demo bench clean
 .SUFFIXES:
 
 bin := .venv/bin
-sources := src tests tools
+sources := src tests tools benchmarks
 ready := .venv/.ready
 
 help:
@@ -12,6 +12,7 @@ help:
 	@echo "make test   style, types, doctests and tests"
 	@echo "make lint   style and types only"
 	@echo "make demo   train and evaluate on generated pictures, on the CPU, without downloads"
+	@echo "make bench  measure speed and memory, on a GPU if there is one; writes benchmarks/results"
 	@echo "make clean  remove caches and build products; .venv, data and runs stay"
 
 setup: $(ready)
@@ -31,6 +32,10 @@ lint: $(ready)
 
 demo: $(ready)
 	$(bin)/python tools/demo.py
+
+# On a CPU wall-clock figures mean something only while nothing else runs.
+bench: $(ready)
+	$(bin)/python -m benchmarks
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info

@@ -1,4 +1,4 @@
-"""Write the README's tables from the files under ``results``: ``python tools/tables.py`` (``--check`` only compares)."""
+"""Write the README's tables from the files under ``results`` (``--check`` only compares)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import json
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from experiment import METRICS, ROOT

@@ -18,11 +18,18 @@ if TYPE_CHECKING:  # the same names as in _HOME, for type checkers and editors
     from bestie_pl.data.shapes import ShapesDataModule as ShapesDataModule
     from bestie_pl.data.voc import VOCDataModule as VOCDataModule
     from bestie_pl.metrics.coco import COCOInstanceAP as COCOInstanceAP
+    from bestie_pl.metrics.cues import CueQuality as CueQuality
     from bestie_pl.metrics.labels import LabelQuality as LabelQuality
     from bestie_pl.metrics.semantic import SemanticIoU as SemanticIoU
     from bestie_pl.metrics.voc import VOCInstanceAP as VOCInstanceAP
     from bestie_pl.models.bestie import BestieModel as BestieModel
+    from bestie_pl.models.peak_attention import PeakAttentionModel as PeakAttentionModel
     from bestie_pl.modules.bestie import BestieModule as BestieModule
+    from bestie_pl.modules.cue_writer import CueWriter as CueWriter
+    from bestie_pl.modules.imported_maps import ImportedMaps as ImportedMaps
+    from bestie_pl.modules.map_writer import SemanticMapWriter as SemanticMapWriter
+    from bestie_pl.modules.peak_attention import PeakAttentionModule as PeakAttentionModule
+    from bestie_pl.modules.semantic import SemanticModule as SemanticModule
     from bestie_pl.structures import Batch as Batch
     from bestie_pl.structures import Cues as Cues
     from bestie_pl.structures import Geometry as Geometry
@@ -38,14 +45,21 @@ _HOME = {
     "BestieModule": "modules.bestie",
     "COCODataModule": "data.coco",
     "COCOInstanceAP": "metrics.coco",
+    "CueQuality": "metrics.cues",
+    "CueWriter": "modules.cue_writer",
     "Cues": "structures",
     "Geometry": "structures",
+    "ImportedMaps": "modules.imported_maps",
     "InstanceDataModule": "data.base",
     "InstanceMaps": "structures",
     "Instances": "structures",
     "LabelQuality": "metrics.labels",
     "LabeledInstances": "structures",
+    "PeakAttentionModel": "models.peak_attention",
+    "PeakAttentionModule": "modules.peak_attention",
     "SemanticIoU": "metrics.semantic",
+    "SemanticMapWriter": "modules.map_writer",
+    "SemanticModule": "modules.semantic",
     "ShapesDataModule": "data.shapes",
     "VOCDataModule": "data.voc",
     "VOCInstanceAP": "metrics.voc",

@@ -21,15 +21,25 @@ from bestie_pl.data.shapes import ShapesDataModule
 from bestie_pl.data.voc import VOCDataModule
 from bestie_pl.modules.bestie import BestieModule
 from bestie_pl.modules.callbacks import PictureWriter, PredictionWriter, ScoreWriter
+from bestie_pl.modules.cue_writer import CueWriter
+from bestie_pl.modules.imported_maps import ImportedMaps
 from bestie_pl.modules.layer_sync import SyncBatchNorm
+from bestie_pl.modules.map_writer import SemanticMapWriter
+from bestie_pl.modules.peak_attention import PeakAttentionModule
+from bestie_pl.modules.semantic import SemanticModule
 
 __all__ = [
     "BestieCLI",
     "BestieModule",
     "COCODataModule",
+    "CueWriter",
+    "ImportedMaps",
+    "PeakAttentionModule",
     "PictureWriter",
     "PredictionWriter",
     "ScoreWriter",
+    "SemanticMapWriter",
+    "SemanticModule",
     "ShapesDataModule",
     "VOCDataModule",
     "run",
@@ -68,6 +78,10 @@ class BestieCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: a checkpoint's hyper-parameters must not undo what the user asks for now."""
 
+    def before_predict(self) -> None:
+        """Writers take the predictions; keeping those of a whole data set in memory as well helps nobody."""
+        self.config_init["predict"]["return_predictions"] = False
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The configured trainer, with everything that it writes in one folder, ``trainer.default_root_dir``.
 
@@ -90,7 +104,7 @@ class BestieCLI(LightningCLI):
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(root / "checkpoints")
-        for writer in (ScoreWriter(), PictureWriter(), PredictionWriter()):
+        for writer in (ScoreWriter(), PictureWriter(), PredictionWriter(), SemanticMapWriter()):
             _add_default(callbacks, writer)
         if config.get("sync_batchnorm"):
             kwargs |= {"sync_batchnorm": False, "plugins": [*_as_list(config.get("plugins")), SyncBatchNorm()]}

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from bestie_pl.ops import heatmaps
 from bestie_pl.ops.losses import LossWeights, center_loss, offset_loss, semantic_loss, total_loss
-from bestie_pl.structures import Cues, Geometry, InstanceMaps, LabeledInstances
+from bestie_pl.ops.sampling import Enlargement
+from bestie_pl.structures import Cues, Geometry, InstanceMaps, LabeledInstances, Recipe
 
 Golden = Callable[[str], dict[str, np.ndarray]]
 GEOMETRY = Geometry(sigma=1.5)
@@ -318,3 +319,90 @@ def test_guidance_off_reaches_both_kinds_of_loss() -> None:
 def test_negative_weight() -> None:
     with pytest.raises(ValueError, match="offset must not be negative, got -1"):
         LossWeights(offset=-1)
+
+
+# maps that are read without enlarging them
+
+
+ENLARGEMENTS = [
+    Enlargement((13, 17), (16, 20)),  # four times as large, and cut
+    Enlargement((13, 17), (13, 17)),  # squeezed
+    Enlargement((13, 17), (13, 17), align_corners=True),
+]
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.booleans(), st.sampled_from(["paper", "release"]), st.sampled_from(ENLARGEMENTS))
+def test_losses_of_small_maps_are_those_of_enlarged_ones(
+    seed: int, guidance: bool, recipe: Recipe, enlargement: Enlargement
+) -> None:
+    """Values and gradients, with pixels of weight 0, and with 255 in the semantic map."""
+    generator = torch.Generator().manual_seed(seed)
+    maps = InstanceMaps(*(torch.randn(2, c, 4, 5, generator=generator).requires_grad_() for c in (4, 3, 2)))
+    semantic = torch.randint(0, 5, (2, 13, 17), generator=generator).to(torch.uint8)
+    semantic[semantic == 4] = 255
+    pseudo, refined = random_labels(seed), random_labels(seed + 1)
+
+    def total(maps: InstanceMaps, enlargement: Enlargement | None) -> tuple[Tensor, dict[str, Tensor]]:
+        return total_loss(
+            maps,
+            semantic,
+            pseudo,
+            refined,
+            supervision="tags",
+            recipe=recipe,
+            geometry=GEOMETRY,
+            guidance=guidance,
+            enlargement=enlargement,
+        )
+
+    expected, expected_terms = total(enlargement.all(maps), None)
+    value, terms = total(maps, enlargement)
+    for name, term in terms.items():
+        torch.testing.assert_close(term, expected_terms[name], rtol=1e-5, atol=1e-7)
+    gradients = torch.autograd.grad(value, maps)
+    for gradient, other in zip(gradients, torch.autograd.grad(expected, maps), strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+
+
+def test_small_maps_keep_their_digits_when_the_network_has_nearly_converged() -> None:
+    labels = random_labels(0, size=(64, 64))
+    geometry = Geometry(sigma=8)
+    enlargement = Enlargement((64, 64), (64, 64))
+    target = heatmaps.center_heatmap(labels.peaks, (2, 3, 64, 64), geometry.sigma, geometry.gaussian_reach)
+    heatmap = F.interpolate(target, (16, 16), mode="bilinear", antialias=True)
+    large = enlargement(heatmap.double().float()).double()
+    weight = labels.weight[labels.ids].double()
+    expected = ((large - target).square().sum(1) * weight).sum() / (weight > 0).sum()
+    value = center_loss(heatmap, labels, geometry=geometry, enlargement=enlargement)
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_nothing_labelled_is_zero_for_small_maps_too(dtype: torch.dtype) -> None:
+    maps = InstanceMaps(*(torch.ones(2, c, 4, 5, dtype=dtype, requires_grad=True) for c in (4, 3, 2)))
+    total, _ = total_loss(
+        maps,
+        torch.full((2, 13, 17), 255, dtype=torch.uint8),
+        unlabelled(),
+        unlabelled(),
+        supervision="tags",
+        recipe="paper",
+        geometry=GEOMETRY,
+        enlargement=ENLARGEMENTS[0],
+    )
+    assert total == 0 and total.dtype == torch.float32
+    for one, gradient in zip(maps, torch.autograd.grad(total, maps), strict=True):
+        assert gradient.dtype == one.dtype and not gradient.any() and not gradient.isnan().any()
+
+
+def test_enlarging_to_another_size_than_the_labels() -> None:
+    enlargement = Enlargement((16, 16), (16, 16))
+    small = torch.zeros(2, 2, 4, 4)
+    for loss in (
+        lambda: center_loss(small, unlabelled(), geometry=GEOMETRY, enlargement=enlargement),
+        lambda: offset_loss(small, unlabelled(), enlargement=enlargement),
+        lambda: semantic_loss(small, torch.zeros(2, 13, 17), enlargement=enlargement),
+    ):
+        with pytest.raises(ValueError, match=r"enlarged to \(16, 16\) do not fit labels of shape"):
+            loss()

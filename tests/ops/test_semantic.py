@@ -118,14 +118,16 @@ def test_activations_give_background_classes_and_an_undecided_band() -> None:
     image, disc, blob = disc_scene()
     tags = torch.tensor([False, False, True])
     activations = torch.stack([torch.ones_like(blob), torch.ones_like(blob), blob])  # the untagged ones must not win
-    semantic = semantic_from_activations(activations, tags, image, background=0.3, band=0.1)
+    settings = {"iterations": 2}  # few, so that scores between the thresholds are left
+    semantic = semantic_from_activations(activations, tags, image, background=0.4, band=0.2, **settings)
     assert semantic.dtype == torch.uint8 and set(semantic.unique().tolist()) <= {0, 3, 255}
-    assert overlap(semantic == 3, disc) > 0.8
     low, high = (
-        semantic_from_activations(activations, tags, image, background=threshold, band=0) for threshold in (0.2, 0.4)
+        semantic_from_activations(activations, tags, image, background=threshold, band=0, **settings)
+        for threshold in (0.2, 0.6)
     )
     assert (low != high).any() and torch.equal(semantic == 255, low != high)
     assert torch.equal(semantic[semantic != 255], low[semantic != 255])
+    assert overlap(semantic_from_activations(activations, tags, image) == 3, disc) > 0.9
 
 
 def test_an_image_without_tags_is_background() -> None:

@@ -33,6 +33,7 @@ from bestie_pl.ops.transfer import transfer
 from bestie_pl.structures import Batch, Geometry, Recipe, Supervision
 
 Stage = Literal["train", "val", "test", "predict"]
+SemanticSource = Literal["folder", "ground_truth", "none"]
 
 
 class InstanceDataModule(pl.LightningDataModule):
@@ -50,13 +51,17 @@ class InstanceDataModule(pl.LightningDataModule):
             true instances, as a reference.
         semantic_source: Where training takes its semantic maps from: the ``folder`` of a weakly supervised method, or
             ``ground_truth`` for comparison. Independent of ``supervision: full``, which takes only the instances from
-            the ground truth.
+            the ground truth. ``none`` is for classifiers: batches hold images and tags, in evaluation too, and no
+            folder of maps, cues or ground truth has to exist.
         recipe: Whose augmentation and labels, where paper and authors' release disagree. ``release`` augments in the
-            workers, evaluates images one by one at a multiple of 32, and ignores the augmentation arguments below.
+            workers, evaluates images one by one at a multiple of 32, and ignores the augmentation arguments below. With
+            ``semantic_source: none`` it does what the release's classifier does: images become squares, of which
+            training cuts ``crop_size``, and evaluated ones have that size.
         object_scale: Size of the objects relative to VOC's (50 to 400 px), after ``image_scale``.
         min_area: Components with fewer pixels get no label, at ``object_scale: 1``.
         cue_threshold: Training uses only cues that are surer than this.
-        label_quality: Also read the true instances of training images, to measure the labels. No loss uses them.
+        label_quality: Also read the true instances of training images, to measure the labels, and of predicted images,
+            to measure cues. No loss uses them.
         batch_size: Training images per process.
         eval_batch_size: Evaluated images per process; they are padded to the largest.
         num_workers: Worker processes per process.
@@ -74,7 +79,7 @@ class InstanceDataModule(pl.LightningDataModule):
         class_names: Sequence[str],
         *,
         supervision: Supervision = "points",
-        semantic_source: Literal["folder", "ground_truth"] = "folder",
+        semantic_source: SemanticSource = "folder",
         recipe: Recipe = "paper",
         object_scale: float = 1.0,
         min_area: int = Geometry.min_area,
@@ -98,10 +103,12 @@ class InstanceDataModule(pl.LightningDataModule):
         _check_range("crop_size, batch_size, eval_batch_size >= 1", min(crop_size, batch_size, eval_batch_size) >= 1, 0)
         _check_range("0 <= cue_threshold < 1", 0 <= cue_threshold < 1, cue_threshold)
         _check_range("0 <= color_jitter <= 3", 0 <= color_jitter <= 3, color_jitter)
+        if semantic_source == "none" and supervision != "tags":
+            raise ValueError(f"semantic_source none leaves nothing but tags; use supervision tags, not {supervision}")
         self.root = Path(root)
         self.class_names = tuple(class_names)
         self.supervision: Supervision = supervision
-        self.semantic_source: Literal["folder", "ground_truth"] = semantic_source
+        self.semantic_source: SemanticSource = semantic_source
         self.recipe: Recipe = recipe
         self.object_scale, self.min_area = object_scale, min_area
         self.geometry = Geometry(min_area=min_area).scaled(object_scale)
@@ -113,6 +120,7 @@ class InstanceDataModule(pl.LightningDataModule):
         self.predict_images = None if predict_images is None else Path(predict_images)
         self.datasets: dict[Stage, Dataset[Sample]] = {}
         self.batches_augmented = 0
+        self.predict_rows: Sequence[int] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -130,9 +138,30 @@ class InstanceDataModule(pl.LightningDataModule):
         return tuple(notes)
 
     @property
+    def tags_only(self) -> bool:
+        """Whether batches hold nothing but images and tags."""
+        return self.semantic_source == "none"
+
+    @property
     def reads_true_instances(self) -> bool:
         """Whether training opens instance masks."""
-        return self.supervision == "full" or self.label_quality
+        return (self.supervision == "full" or self.label_quality) and not self.tags_only
+
+    def reads_truth(self, stage: Stage) -> bool:
+        """Whether the images of a stage come with their true instances and semantic maps."""
+        if stage == "train":
+            return self.reads_true_instances
+        return self.label_quality if stage == "predict" else not self.tags_only
+
+    def tag_counts(self) -> tuple[torch.Tensor, int]:
+        """Training images that hold each class, (C,) int64, and training images in all; after ``setup``."""
+        split = cast(TrainingSamples, self.datasets["train"]).split
+        assert split.tags is not None  # training needs them
+        return split.tags.sum(0), len(split)
+
+    def predict_only(self, rows: Sequence[int]) -> None:
+        """Restrict ``predict`` to some images of its split, for a writer that continues where an earlier run ended."""
+        self.predict_rows = rows
 
     @abstractmethod
     def open_split(self, stage: Stage) -> Split:
@@ -175,8 +204,10 @@ class InstanceDataModule(pl.LightningDataModule):
         return self._evaluation_loader("predict")
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """On the device: images to [0, 1]; a training batch (one with a semantic map) is augmented and labelled."""
-        if batch.semantic is None:
+        """On the device: images to [0, 1]; a training batch is augmented and, if it has semantic maps, labelled."""
+        # evaluated batches never have a semantic map; where those in training have none either, the trainer knows
+        training = batch.semantic is not None or (self.trainer is not None and self.trainer.training)
+        if not training:
             return replace(batch, images=batch.images.float() / 255)
         if self.recipe == "paper":
             # the draws follow from seed, process and batch number: the same after an interruption
@@ -186,7 +217,7 @@ class InstanceDataModule(pl.LightningDataModule):
             batch = self.augmentation(batch, generator)
         else:
             batch = replace(batch, images=batch.images.float() / 255)
-        return self.label(batch)
+        return batch if batch.semantic is None else self.label(batch)
 
     def label(self, batch: Batch) -> Batch:
         """Add components and pseudo labels to an augmented training batch."""
@@ -219,9 +250,11 @@ class InstanceDataModule(pl.LightningDataModule):
             self.datasets[stage] = make()
 
     def _training_samples(self, split: Split) -> TrainingSamples:
-        if self.semantic_source == "folder" or split.semantic_dir is not None:
+        if self.tags_only:
+            split = replace(split, semantic_dir=None, cues_dir=None, truth=None)
+        elif self.semantic_source == "folder" or split.semantic_dir is not None:
             _require(split.semantic_dir, "semantic maps", "NAME.png", "semantic_dir")
-        if self.supervision != "full":
+        if self.supervision != "full" and not self.tags_only:
             what = "points" if self.supervision == "points" else "cues"
             _require(split.cues_dir, what, "NAME.txt of lines `x y class conf`", "cues_dir or points_dir")
         return TrainingSamples(
@@ -236,11 +269,24 @@ class InstanceDataModule(pl.LightningDataModule):
         )
 
     def _evaluation_samples(self, split: Split) -> EvaluationSamples:
-        return EvaluationSamples(split, self.num_classes, self.image_scale, fit_stride=self.recipe == "release")
+        release = self.recipe == "release"
+        if self.tags_only:
+            # cues may be what is being written
+            split = replace(split, cues_dir=None)
+        return EvaluationSamples(
+            split,
+            self.num_classes,
+            self.image_scale,
+            fit_stride=release and not self.tags_only,
+            square=self.crop_size if release and self.tags_only else None,
+        )
 
     def _predict_split(self) -> Split:
         if self.predict_images is None:
-            return replace(self.open_split("predict"), truth=None)
+            split = self.open_split("predict")
+            return split if self.label_quality else replace(split, truth=None)
+        if self.tags_only:
+            raise ValueError("the images of predict_images have no tags, and cues need them; choose a split with tags")
         folder = require_folder(self.predict_images, "images to predict")
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         if not paths:
@@ -251,7 +297,7 @@ class InstanceDataModule(pl.LightningDataModule):
 
     def _evaluation_loader(self, stage: Stage) -> DataLoader[Sample]:
         dataset = cast(EvaluationSamples, self.datasets[stage])
-        sampler = EvaluationSampler(dataset, *self._world)
+        sampler = EvaluationSampler(dataset, *self._world, rows=self.predict_rows if stage == "predict" else None)
         return self._loader(dataset, self.eval_batch_size, sampler, partial(collate, multiple=STRIDE))
 
     def _loader(

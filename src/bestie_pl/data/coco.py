@@ -76,9 +76,7 @@ class COCODataModule(InstanceDataModule):
         """See ``InstanceDataModule``."""
         folder, path = self.sources[stage]
         require_folder(folder, f"the images of {path}")
-        wanted = stage in ("val", "test") or (
-            stage == "train" and (self.reads_true_instances or self.semantic_source == "ground_truth")
-        )
+        wanted = self.reads_truth(stage) or (stage == "train" and self.semantic_source == "ground_truth")
         index = read_index(path, self.category_ids, keep_masks=wanted)
         self.image_ids |= dict(zip(index.names, index.image_ids.tolist(), strict=True))
         return Split(

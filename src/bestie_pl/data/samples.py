@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -25,6 +25,13 @@ from bestie_pl.structures import IGNORE, Batch, Cues, Instances, LabeledInstance
 
 STRIDE = 32
 """Evaluated images are a multiple of this, the largest stride of the networks."""
+
+CLASSIFIER_RESIZE = 384 / 321
+"""Side of the squares from which the release's classifier cuts its crops, relative to the crop (12.4)."""
+CLASSIFIER_JITTER = 0.3
+"""By how much brightness, contrast and saturation vary for the release's classifier (12.4)."""
+CLASSIFIER_HUE = 0.1
+"""The same of the hue, in turns (12.4)."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,8 @@ class TrainingSamples(Dataset[Sample]):
         read_instances: Read the true instances.
         cue_threshold: Cues must be surer than this (strictly, release 1.4).
         image_scale: Factor by which images are enlarged.
-        release_crop: Side of the release's crops; None leaves augmentation to the device.
+        release_crop: Side of the release's crops; None leaves augmentation to the device. Images without a semantic map
+            are augmented as for the release's classifier.
         seed: Of the release's random draws.
     """
 
@@ -123,7 +131,9 @@ class TrainingSamples(Dataset[Sample]):
         if self.image_scale != 1:
             sample = resize_sample(sample, scaled(size, self.image_scale))
         if self.release_crop is not None:
-            sample = augment_as_release(sample, self.release_crop, np.random.default_rng([self.seed, number]))
+            random = np.random.default_rng([self.seed, number])
+            augment = augment_for_classifier if sample.semantic is None else augment_as_release
+            sample = augment(sample, self.release_crop, random)
         return sample
 
 
@@ -138,12 +148,14 @@ class EvaluationSamples(Dataset[Sample]):
         num_classes: Classes without background.
         image_scale: Factor by which images are enlarged; references stay at the size of the file.
         fit_stride: Resize each image to the next multiple of 32, as the release does (1.9).
+        square: Resize each image to a square of this side, as the release's classifier does (12.5).
     """
 
     split: Split
     num_classes: int
     image_scale: float = 1.0
     fit_stride: bool = False
+    square: int | None = None
 
     def __len__(self) -> int:
         return len(self.split)
@@ -173,6 +185,8 @@ class EvaluationSamples(Dataset[Sample]):
         target = scaled(size, self.image_scale)
         if self.fit_stride:
             target = (-(-target[0] // STRIDE) * STRIDE, -(-target[1] // STRIDE) * STRIDE)
+        if self.square is not None:
+            target = (self.square, self.square)
         return sample if target == size else resize_sample(sample, target)
 
 
@@ -218,6 +232,32 @@ def augment_as_release(sample: Sample, crop_size: int, random: np.random.Generat
         semantic=semantic,
         ids=ids,
     )
+
+
+def augment_for_classifier(sample: Sample, crop_size: int, random: np.random.Generator) -> Sample:
+    """What the release's classifier does with a training image (12.4): square, mirror, colours, crop.
+
+    The sample has an image and tags, and nothing that would have to move with the image.
+    """
+    side = round(crop_size * CLASSIFIER_RESIZE)
+    image = Image.fromarray(sample.image.permute(1, 2, 0).numpy()).resize((side, side), Image.Resampling.BILINEAR)
+    if random.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color, None)
+    for number in random.permutation(len(enhancers)):
+        enhancer = enhancers[number]
+        if enhancer is not None:
+            image = enhancer(image).enhance(random.uniform(1 - CLASSIFIER_JITTER, 1 + CLASSIFIER_JITTER))
+        else:
+            image = _turn_hue(image, random.uniform(-CLASSIFIER_HUE, CLASSIFIER_HUE))
+    top, left = random.integers(0, side - crop_size, 2, endpoint=True)
+    return replace(sample, image=to_tensor(image.crop((left, top, left + crop_size, top + crop_size))))
+
+
+def _turn_hue(image: Image.Image, turns: float) -> Image.Image:
+    hue, saturation, value = image.convert("HSV").split()
+    shift = round(turns * 255)
+    return Image.merge("HSV", (hue.point(lambda h: (h + shift) % 256), saturation, value)).convert("RGB")
 
 
 def collate(samples: Sequence[Sample], *, multiple: int = 1) -> Batch:
@@ -289,12 +329,13 @@ class TrainingSampler(DistributedSampler[int]):
 class EvaluationSampler(DistributedSampler[int]):
     """Each image exactly once over all processes, which may get different numbers of them, or none.
 
-    A DistributedSampler in name, so that Lightning leaves it alone whatever ``use_distributed_sampler`` says.
+    A DistributedSampler in name, so that Lightning leaves it alone whatever ``use_distributed_sampler`` says. ``rows``
+    restricts it to some images.
     """
 
-    def __init__(self, dataset: EvaluationSamples, world: int, rank: int) -> None:
+    def __init__(self, dataset: EvaluationSamples, world: int, rank: int, rows: Sequence[int] | None = None) -> None:
         super().__init__(dataset, world, rank, shuffle=False)
-        self.indices = range(rank, len(dataset), world)
+        self.indices = (range(len(dataset)) if rows is None else rows)[rank::world]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.indices)

@@ -83,14 +83,14 @@ class VOCDataModule(InstanceDataModule):
         # true semantic maps exist for many more images than true objects (SBD), so they need no objects
         semantic_dir = classes if self.semantic_source == "ground_truth" else self.semantic_dir
         truth = None
-        if stage in ("val", "test") or (stage == "train" and self.reads_true_instances):
+        if self.reads_truth(stage):
             for folder in (classes, objects):
                 require_folder(folder, f"ground truth ID.png of the split {split}")
             truth = VOCTruth(names, classes, objects, self.num_classes)
         return Split(
             names=names,
             images=Packed(str(find_image(images, name)) for name in names),
-            tags=self._tags(split, names, required=stage == "train"),
+            tags=self._tags(split, names, required=stage == "train" or self.tags_only),
             semantic_dir=semantic_dir if stage == "train" else None,
             cues_dir=self.cues_dir,
             truth=truth,

@@ -28,8 +28,8 @@ LITE_PACKAGES = {
 HUB_FILE = "model.safetensors"
 HUB_TIMEOUT = 5.0  # seconds
 
-HRNET_POSE_FAMILIES = ("head.", "fc.")
-"""Classifier of the ImageNet files of the HRNet pose-estimation project; timm's classifier has other names."""
+OTHER_CLASSIFIERS = {"hrnet": ("head.", "fc."), "vgg": ("classifier.",)}
+"""Classifiers of files in other formats (HRNet's pose estimation, torchvision's VGG); timm's have other names."""
 
 _LITE_TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 _LITE_BLOCK = {
@@ -206,6 +206,7 @@ def _match(state: Mapping[str, Tensor], net: nn.Module, name: str, origin: str) 
     found: dict[str, Tensor] = {}
     foreign = []
     classifier: set[str] | None = None
+    other_classifier = next((names for kind, names in OTHER_CLASSIFIERS.items() if name.startswith(kind)), ())
     for key, value in state.items():
         # timm writes a level of its sequential models with "_" when it cuts them into feature maps
         names = [k for k in (key, key.replace(".", "_", 1)) if k in wanted]
@@ -214,7 +215,7 @@ def _match(state: Mapping[str, Tensor], net: nn.Module, name: str, origin: str) 
             continue
         if classifier is None:
             classifier = _names_with_classifier(name)
-        if key not in classifier and not (name.startswith("hrnet") and key.startswith(HRNET_POSE_FAMILIES)):
+        if key not in classifier and not key.startswith(other_classifier):
             foreign.append(key)
     # files from before torch 0.4.1 lack this counter, which only a momentum of None reads
     counters = {k: v for k, v in wanted.items() if k.endswith("num_batches_tracked") and k not in found}

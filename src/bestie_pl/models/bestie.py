@@ -172,6 +172,12 @@ class BestieModel(nn.Module):
         """Everything else."""
         return list(self.network.decoder.parameters())
 
+    def instance_parameters(self) -> list[nn.Parameter]:
+        """Those of the heads that the semantic logits do not depend on."""
+        decoder = self.network.decoder
+        parts = [getattr(decoder, name) for name in decoder.instance_parts]
+        return [parameter for part in parts for parameter in part.parameters()]
+
 
 def _initialize_as_release(network: Network) -> None:
     """Convolutions from N(0, 0.001).

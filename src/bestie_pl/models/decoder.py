@@ -1,7 +1,7 @@
 """From a backbone's feature maps to the three maps of an image at stride 4.
 
-Every decoder says which strides it reads and how its maps are to be enlarged, and takes the feature maps in the order
-of these strides.
+Every decoder says which strides it reads, how its maps are to be enlarged, and which of its parts serve instances
+alone; it takes the feature maps in the order of these strides.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class HeadsDecoder(nn.Module):
 
     strides: ClassVar[tuple[int, ...]] = (4,)
     align_corners: ClassVar[bool] = False
+    instance_parts: ClassVar[tuple[str, ...]] = ("center", "offset")
 
     def __init__(self, channels: Sequence[int], num_classes: int) -> None:
         super().__init__()
@@ -68,6 +69,7 @@ class PyramidDecoder(nn.Module):
 
     strides: ClassVar[tuple[int, ...]] = (4, 8, 16, 32)
     align_corners: ClassVar[bool] = False
+    instance_parts: ClassVar[tuple[str, ...]] = ("center", "offset")
 
     def __init__(self, channels: Sequence[int], num_classes: int, width: int = 64) -> None:
         super().__init__()
@@ -106,6 +108,7 @@ class PanopticDeepLabDecoder(nn.Module):
 
     strides: ClassVar[tuple[int, ...]] = (4, 8, 16, 32)
     align_corners: ClassVar[bool] = True
+    instance_parts: ClassVar[tuple[str, ...]] = ("instance_decoder", "instance_head")
 
     def __init__(self, channels: Sequence[int], num_classes: int) -> None:
         super().__init__()

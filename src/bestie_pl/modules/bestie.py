@@ -10,19 +10,20 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from bestie_pl.metrics.coco import COCOInstanceAP
 from bestie_pl.metrics.labels import LabelQuality
 from bestie_pl.metrics.semantic import SemanticIoU
 from bestie_pl.metrics.voc import VOCInstanceAP
 from bestie_pl.models.bestie import BestieModel
-from bestie_pl.modules.schedule import polynomial_decay
+from bestie_pl.modules.initial_weights import load_network, refuse_other_network
+from bestie_pl.modules.schedule import adam_with_decay
 from bestie_pl.ops.components import tagged_classes
 from bestie_pl.ops.instances import average_mirrored, find_instances, find_instances_from_points
 from bestie_pl.ops.losses import LossWeights, total_loss
-from bestie_pl.ops.masks import to_instances
+from bestie_pl.ops.masks import resize_map, to_instances
 from bestie_pl.ops.refinement import refine_from_points, refine_from_tags
+from bestie_pl.ops.semantic import ITERATIONS, refine_logits
 from bestie_pl.structures import (
     Batch,
     Geometry,
@@ -48,6 +49,8 @@ class BestieModule(pl.LightningModule):
             three heads, or the two decoders of ``panoptic_deeplab``.
         backbone_weights: ``imagenet``, the path of a local file, or null for random weights. Read when training starts,
             never when a checkpoint is loaded.
+        init_from: Checkpoint of a SemanticModule (or BestieModule) with the same network, to start from in place of
+            ``backbone_weights``. Read when training starts, neither when it resumes nor when a checkpoint is loaded.
         supervision: What labels are made from: image ``tags`` (with cues), one ``points`` per object, or ``full``: the
             true instances, as a reference.
         recipe: Where paper and authors' release disagree, whom to follow.
@@ -65,6 +68,9 @@ class BestieModule(pl.LightningModule):
         test_threshold: Least centre score of a predicted instance.
         keep_without_center: Predict a component without any centre as one instance.
         mirror: Average the maps with those of the mirrored image when predicting.
+        refine_at_test: ``pamr`` refines the predicted classes by the colours of the image. Needs no labels; every score
+            then says so in its name.
+        pamr_iterations: Rounds of this refinement.
         oracle: Use the evaluated images' own tags or points. Every score then says so in its name.
         center_weight: Weight of the centre loss.
         offset_weight: Weight of the offset loss.
@@ -84,6 +90,7 @@ class BestieModule(pl.LightningModule):
         backbone: str = "hrnet_w48",
         decoder: Literal["heads", "pyramid", "panoptic_deeplab"] = "heads",
         backbone_weights: str | None = "imagenet",
+        init_from: str | None = None,
         supervision: Supervision = "tags",
         recipe: Recipe = "paper",
         guidance: bool = True,
@@ -100,6 +107,8 @@ class BestieModule(pl.LightningModule):
         test_threshold: float = 0.1,
         keep_without_center: bool = True,
         mirror: bool = False,
+        refine_at_test: Literal["pamr"] | None = None,
+        pamr_iterations: int = ITERATIONS["network"],
         oracle: Literal["tags", "points"] | None = None,
         center_weight: float = LossWeights.center,
         offset_weight: float = LossWeights.offset,
@@ -129,7 +138,8 @@ class BestieModule(pl.LightningModule):
         self.refine_threshold, self.test_threshold = refine_threshold, test_threshold
         self.keep_without_center, self.mirror, self.oracle = keep_without_center, mirror, oracle
         self.loss_weights = LossWeights(center_weight, offset_weight, semantic_weight)
-        self.backbone_weights = backbone_weights
+        self.refine_at_test, self.pamr_iterations = refine_at_test, pamr_iterations
+        self.backbone_weights, self.init_from = backbone_weights, init_from
         self.optimizer_name, self.lr, self.backbone_lr_factor = optimizer, lr, backbone_lr_factor
         self.weight_decay, self.warmup_steps = weight_decay, warmup_steps
 
@@ -140,8 +150,12 @@ class BestieModule(pl.LightningModule):
         self.pseudo_quality, self.refined_quality = LabelQuality(), LabelQuality()
 
     def setup(self, stage: str) -> None:
-        """Read the backbone's weights, unless a checkpoint is going to replace them."""
-        if stage == "fit" and self.backbone_weights is not None and self.trainer.ckpt_path is None:
+        """Read the weights that training starts from, unless a checkpoint is going to replace them."""
+        if stage != "fit" or self.trainer.ckpt_path is not None:
+            return
+        if self.init_from is not None:
+            load_network(self.model, self.init_from)
+        elif self.backbone_weights is not None:
             self.model.load_backbone_weights(self.backbone_weights)
 
     def forward(self, images: Tensor) -> InstanceMaps:
@@ -210,13 +224,13 @@ class BestieModule(pl.LightningModule):
             {"params": list(self.model.backbone_parameters()), "lr": self.lr * self.backbone_lr_factor},
             {"params": list(self.model.head_parameters()), "lr": self.lr},
         ]
-        kind = torch.optim.Adam if self.optimizer_name == "adam" else torch.optim.AdamW
-        optimizer = kind(groups, weight_decay=self.weight_decay, fused=self.device.type == "cuda")
-        steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise ValueError("the learning rate decays to the end of the training: set trainer.max_steps or max_epochs")
-        scheduler = LambdaLR(optimizer, polynomial_decay(int(steps), self.warmup_steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return adam_with_decay(
+            self,
+            groups,
+            kind=self.optimizer_name,
+            weight_decay=self.weight_decay,
+            warmup_steps=self.warmup_steps,
+        )
 
     # ---------------------------------------------------------------- inference and evaluation
 
@@ -252,7 +266,7 @@ class BestieModule(pl.LightningModule):
             )
         instances = to_instances(labels, sizes=sizes, original_sizes=batch.original_sizes)
         return instances, tuple(
-            _resize_nearest(plane[:h, :w], original)
+            resize_map(plane[:h, :w], original)
             for plane, (h, w), original in zip(semantic, sizes, batch.original_sizes, strict=True)
         )
 
@@ -272,6 +286,12 @@ class BestieModule(pl.LightningModule):
             mirrored = self.model.enlarge(self(batch.images.flip(-1)), grid)
             # the release takes the offsets of the plain image alone
             maps = average_mirrored(maps, mirrored, mirror_offsets=self.recipe == "paper")
+        if self.refine_at_test == "pamr":
+            images = batch.images
+            if grid != size:
+                images = nn.functional.interpolate(images, grid, mode="bilinear", align_corners=False)
+            refined = refine_logits(maps.semantic_logits, images, sizes=sizes, iterations=self.pamr_iterations)
+            maps = maps._replace(semantic_logits=refined)
         if grid != size:
             ratio = torch.tensor([grid[0] / size[0], grid[1] / size[1]], device=self.device)
             maps = maps._replace(offset_field=maps.offset_field * ratio[:, None, None])
@@ -306,8 +326,14 @@ class BestieModule(pl.LightningModule):
             for predicted, true in zip(semantic, batch.semantic_references, strict=True):
                 self.semantic_iou.update(predicted, true.to(predicted.device))
 
+    @property
+    def score_notes(self) -> tuple[str, ...]:
+        """What the name of every score must say, in words that follow ``test`` or ``val`` in it."""
+        oracle = () if self.oracle is None else (f"oracle_{self.oracle}",)
+        return oracle if self.refine_at_test is None else (*oracle, self.refine_at_test)
+
     def _log_scores(self, stage: str) -> None:
-        prefix = stage if self.oracle is None else f"{stage}_oracle_{self.oracle}"
+        prefix = "_".join([stage, *self.score_notes])
         scores: dict[str, Tensor] = {}
         if self.voc_ap.update_called:
             voc, coco, semantic = self.voc_ap.compute(), self.coco_ap.compute(), self.semantic_iou.compute()
@@ -327,16 +353,4 @@ class BestieModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another network with one clear message."""
-        theirs = checkpoint.get("hyper_parameters", {})
-        for name in ("num_classes", "backbone", "decoder"):
-            if name in theirs and theirs[name] != self.hparams[name]:
-                raise ValueError(
-                    f"the checkpoint was trained with {name}={theirs[name]!r}, the configuration or the data says "
-                    f"{self.hparams[name]!r}; use those that it was trained with"
-                )
-
-
-def _resize_nearest(plane: Tensor, size: tuple[int, int]) -> Tensor:
-    if (plane.shape[0], plane.shape[1]) == size:
-        return plane
-    return nn.functional.interpolate(plane[None, None].float(), size, mode="nearest-exact")[0, 0].to(plane.dtype)
+        refuse_other_network(checkpoint, self.hparams)

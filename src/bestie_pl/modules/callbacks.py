@@ -25,13 +25,17 @@ from bestie_pl.structures import Batch, Instances
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file in one move, so that a killed process leaves the old file or the new one."""
+    """Write a JSON file in one move."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a text file in one move, so that a killed process leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1, ensure_ascii=False)
-            file.write("\n")
+            file.write(content)
         os.chmod(temporary, 0o644)  # mkstemp's files are private
         os.replace(temporary, path)
     except BaseException:
@@ -47,6 +51,7 @@ def environment() -> dict[str, str]:
         **{package: version(package) for package in ("bestie-pl", "torch", "pytorch-lightning", "timm")},
         "python": platform.python_version(),
         "device": device,
+        "cores": str(os.cpu_count()),
     }
 
 
@@ -73,6 +78,7 @@ class ScoreWriter(Callback):
             "supervision": getattr(module, "supervision", None),
             "recipe": getattr(module, "recipe", None),
             "oracle": getattr(module, "oracle", None),
+            "refine_at_test": getattr(module, "refine_at_test", None),
             "ground_truth_used": list(getattr(data, "leak_notes", ())),
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "scores": scores,
@@ -86,6 +92,7 @@ class PredictionWriter(BasePredictionWriter):
 
     A file is a list of ``{"image", "class", "category_id", "score", "segmentation"}``, best score first, with masks as
     COCO run-length codes at the image's original size. In a distributed run every process writes its own images.
+    Predictions that are no instances are left to other writers.
 
     Args:
         output_dir: Folder for the files; ``predictions`` in the run's folder if omitted.
@@ -106,6 +113,8 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Write one batch."""
+        if not all(isinstance(instances, Instances) for instances in prediction):
+            return
         folder = Path(self.output_dir or Path(trainer.default_root_dir, "predictions"))
         data = getattr(trainer, "datamodule", None)
         names = getattr(pl_module, "class_names", None)

@@ -1,8 +1,14 @@
-"""Learning-rate schedules, as factors of the highest rate."""
+"""Optimisers, and learning-rate schedules as factors of the highest rate."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch.optim.lr_scheduler import LambdaLR
 
 DECAY_POWER = 0.9
 """Of the polynomial decay (paper section 4.2 and release)."""
@@ -23,3 +29,33 @@ def polynomial_decay(steps: int, warmup_steps: int = 0) -> Callable[[int], float
         return float(warmup * max(0.0, 1 - done / steps) ** DECAY_POWER)
 
     return factor
+
+
+def adam_with_decay(
+    module: pl.LightningModule,
+    groups: list[dict[str, Any]],
+    *,
+    kind: Literal["adam", "adamw"],
+    weight_decay: float,
+    warmup_steps: int,
+) -> OptimizerLRSchedulerConfig:
+    """What ``configure_optimizers`` returns: Adam or AdamW, and ``polynomial_decay`` to the end of the training.
+
+    Args:
+        module: In a trainer that knows where its training ends.
+        groups: Parameter groups with their learning rates.
+        kind: Of optimiser.
+        weight_decay: Of all groups.
+        warmup_steps: Optimiser steps over which the rate rises linearly.
+
+    Raises:
+        ValueError: The training has no end.
+    """
+    optimizer = (torch.optim.Adam if kind == "adam" else torch.optim.AdamW)(
+        groups, weight_decay=weight_decay, fused=module.device.type == "cuda"
+    )
+    steps = module.trainer.estimated_stepping_batches
+    if steps == float("inf"):
+        raise ValueError("the learning rate decays to the end of the training: set trainer.max_steps or max_epochs")
+    scheduler = LambdaLR(optimizer, polynomial_decay(int(steps), warmup_steps))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

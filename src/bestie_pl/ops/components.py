@@ -51,11 +51,15 @@ def label_components(classes: Tensor, *, connectivity: Literal[4, 8] = 8) -> Com
     """
     batch, height, width = classes.shape
     device = classes.device
-    starts = classes != 0
-    starts[..., 1:] &= classes[..., 1:] != classes[..., :-1]
-    start = starts.flatten().nonzero().squeeze(1)
+    filled = classes != 0
+    changes = classes[..., 1:] != classes[..., :-1]
+    starts, ends = filled.clone(), filled.clone()
+    starts[..., 1:] &= changes
+    ends[..., :-1] &= changes
+    # both at once: an accelerator is waited for each time that indices are taken
+    start, last = torch.stack([starts, ends]).flatten().nonzero().view(2, -1)
     # number of the run that covers a pixel, counted from 1; 0 outside
-    run_of = starts.flatten().cumsum(0, dtype=torch.int32).mul_(classes.flatten() != 0)
+    run_of = starts.flatten().cumsum(0, dtype=torch.int32).mul_(filled.flatten())
     runs = len(start)
     if runs == 0:
         nothing = torch.zeros(1, dtype=torch.int64, device=device)
@@ -63,7 +67,7 @@ def label_components(classes: Tensor, *, connectivity: Literal[4, 8] = 8) -> Com
         return Components(labels, nothing, nothing - 1, nothing, torch.zeros(1, 2, dtype=torch.int64, device=device))
 
     run_class = classes.flatten()[start]
-    length = torch.bincount(run_of, minlength=runs + 1)[1:]
+    length = last - classes.numel() + 1 - start
     row, column = start // width, start % width
     y, image = row % height, row // height
     end = column + length
@@ -84,27 +88,33 @@ def label_components(classes: Tensor, *, connectivity: Literal[4, 8] = 8) -> Com
     root = unite(runs, first, second)
 
     is_root = root == torch.arange(runs, device=device)
-    number = is_root.cumsum(0)
-    component = number[root]  # of each run, 1..K
-    count = int(number[-1])
+    component = is_root.cumsum(0)[root]  # of each run, 1..K
+    roots = is_root.nonzero().squeeze(1)
     lookup = torch.cat([component.new_zeros(1), component]).int()
-    table = torch.zeros(4, count + 1, dtype=torch.int64, device=device)
+    table = torch.zeros(4, len(roots) + 1, dtype=torch.int64, device=device)
     table[0].index_add_(0, component, length)
     table[1].index_add_(0, component, length * y)
     table[2].index_add_(0, component, length * (column + end - 1))  # twice the sum of x
-    table[3, 1:] = image[is_root]
+    table[3, 1:] = image[roots]
     area = table[0].clamp(min=1)
     return Components(
         labels=lookup[run_of].view(classes.shape),
         image=table[3],
-        classes=torch.cat([run_class.new_zeros(1), run_class[is_root]]).long() - 1,
+        classes=torch.cat([run_class.new_zeros(1), run_class[roots]]).long() - 1,
         area=table[0],
         center_yx=torch.stack([table[1] // area, table[2] // (2 * area)], 1),
     )
 
 
+ROUNDS, JUMPS = 3, 3
+"""How often links are hooked between two looks at whether anything is left to do, and paths halved after each time."""
+
+
 def unite(count: int, first: Tensor, second: Tensor) -> Tensor:
-    """Smallest member of each node's connected set: hook roots and halve paths until nothing changes.
+    """Smallest member of each node's connected set: hook and halve paths until both ends of all links agree.
+
+    Hooking before a path has become flat may undo an earlier hook, but never for good: all links are looked at in every
+    round, members only ever decrease, and the end is reached when every link's ends have the same root.
 
     Args:
         count: Number of nodes.
@@ -116,12 +126,11 @@ def unite(count: int, first: Tensor, second: Tensor) -> Tensor:
     """
     root = torch.arange(count, device=first.device)
     while True:
-        a, b = root[first], root[second]
-        if torch.equal(a, b):
+        # several rounds a look: an accelerator is waited for at each
+        for _ in range(ROUNDS):
+            a, b = root[first], root[second]
+            root.scatter_reduce_(0, torch.maximum(a, b), torch.minimum(a, b), "amin")
+            for _ in range(JUMPS):
+                root = root[root]
+        if torch.equal(torch.cat([root[first], root[root]]), torch.cat([root[second], root])):
             return root
-        root.scatter_reduce_(0, torch.maximum(a, b), torch.minimum(a, b), "amin")
-        while True:
-            parent = root[root]
-            if torch.equal(parent, root):
-                break
-            root = parent

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bestie_pl.ops.peaks import Centers, unravel
+from bestie_pl.ops.peaks import Centers, read_offsets, unravel
+from bestie_pl.ops.sampling import Enlargement
 from bestie_pl.structures import Cues, LabeledInstances
 
 PIXELS_AT_A_TIME = 2**14
@@ -170,13 +171,16 @@ class Groups:
 
 
 @torch.no_grad()
-def group_by_points(offset_field: Tensor, classes: Tensor, points: Cues) -> tuple[Groups, Tensor, Tensor, Tensor]:
+def group_by_points(
+    offset_field: Tensor, classes: Tensor, points: Cues, *, enlargement: Enlargement | None = None
+) -> tuple[Groups, Tensor, Tensor, Tensor]:
     """Group all pixels of a class in an image by the points of that class there, wherever these lie.
 
     Args:
-        offset_field: (B, 2, H, W), (dy, dx) in pixels.
+        offset_field: (B, 2, H, W), (dy, dx) in pixels; or smaller, with ``enlargement``.
         classes: (B, H, W) integers: 0 outside, ``c + 1`` for class ``c``.
         points: Rows of score 0 are empty slots. Of equally near points the first one wins.
+        enlargement: How the field becomes as large as the class map; it is read without it being done.
 
     Returns:
         The groups, and of each its image (N,), its class (N,) and its point (N, 2) float32.
@@ -187,19 +191,19 @@ def group_by_points(offset_field: Tensor, classes: Tensor, points: Cues) -> tupl
     Source: paper section 3.5; release 6.1 and 10.8.
     """
     batch, height, width = classes.shape
-    if tuple(offset_field.shape) != (batch, 2, height, width):
+    size = tuple(offset_field.shape[2:]) if enlargement is None else enlargement.size
+    if (*offset_field.shape[:2], *size) != (batch, 2, height, width):
         raise ValueError(
-            f"offset_field is {tuple(offset_field.shape)}, the class map {tuple(classes.shape)}; "
+            f"offset_field is {(*offset_field.shape[:2], *size)}, the class map {tuple(classes.shape)}; "
             f"expected ({batch}, 2, {height}, {width}): enlarge the maps first (InstanceMaps.resize)"
         )
     points = points.select(points.scores > 0)
     centers = Centers.sorted(points.image * SEMANTIC_VALUES + points.classes + 1, points.yx.float(), points.scores)
     pixel = classes.flatten().nonzero().squeeze(1)
-    image, y, x = unravel(pixel, height, width)
     owner = group_pixels(
         pixel,
-        torch.stack([offset_field[image, axis, y, x].float() for axis in (0, 1)]),
-        image * SEMANTIC_VALUES + classes.flatten()[pixel],
+        read_offsets(offset_field, pixel, enlargement),
+        pixel // (height * width) * SEMANTIC_VALUES + classes.flatten()[pixel],
         centers,
         components=batch * SEMANTIC_VALUES,
         size=(height, width),
@@ -210,13 +214,17 @@ def group_by_points(offset_field: Tensor, classes: Tensor, points: Cues) -> tupl
 
 
 @torch.no_grad()
-def class_probability(logits: Tensor, pixel: Tensor, classes: Tensor) -> Tensor:
+def class_probability(
+    logits: Tensor, pixel: Tensor, classes: Tensor, *, enlargement: Enlargement | None = None
+) -> Tensor:
     """Softmax probability of one class at each of some pixels, without a softmax over the whole batch.
 
     Args:
-        logits: (B, C + 1, H, W), channel 0 is background; any floating type and memory format.
+        logits: (B, C + 1, H, W), channel 0 is background; any floating type and memory format. Or smaller, with
+            ``enlargement``.
         pixel: (P,) int64, index into the flat (B, H, W).
         classes: (P,) int64, 0-based.
+        enlargement: How the logits become (H, W).
 
     Returns:
         (P,) float32.
@@ -224,7 +232,10 @@ def class_probability(logits: Tensor, pixel: Tensor, classes: Tensor) -> Tensor:
     _, _, height, width = logits.shape
     parts = [torch.zeros(0, device=logits.device)]
     for some, own in zip(torch.split(pixel, PIXELS_AT_A_TIME), torch.split(classes, PIXELS_AT_A_TIME), strict=True):
-        image, y, x = unravel(some, height, width)
-        scores = logits[image, :, y, x].float()
+        if enlargement is None:
+            image, y, x = unravel(some, height, width)
+            scores = logits[image, :, y, x].float()
+        else:
+            scores = enlargement.sample(logits, some)
         parts.append(scores.softmax(1).gather(1, own[:, None] + 1).squeeze(1))
     return torch.cat(parts)

@@ -1,12 +1,14 @@
 """What training minimises: instance-aware guidance of the centre and offset maps, cross-entropy of the semantic logits.
 
-Labels are read as an id map and a table; no target with a channel a class is built. Everything is computed in float32,
-and an empty set of pixels gives a loss of 0 with a gradient of 0 for any finite input.
+Labels are read as an id map and a table; no target with a channel a class is built. Maps may come at the size of the
+labels, or as they leave the network with an ``Enlargement``: the values are the same up to float32 rounding, but no map
+with a channel a class is enlarged as a whole. Everything is computed in float32, and an empty set of pixels gives a loss
+of 0 with a gradient of 0 for any finite input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bestie_pl.ops import heatmaps
+from bestie_pl.ops.sampling import Enlargement, cells_of
 from bestie_pl.structures import IGNORE, Geometry, InstanceMaps, LabeledInstances, Recipe, Supervision
 
 HARD_FRACTION = {"paper": 1.0, "release": 0.2}
@@ -36,7 +39,12 @@ class LossWeights:
 
 
 def center_loss(
-    center_heatmap: Tensor, labels: LabeledInstances, *, geometry: Geometry, guidance: bool = True
+    center_heatmap: Tensor,
+    labels: LabeledInstances,
+    *,
+    geometry: Geometry,
+    guidance: bool = True,
+    enlargement: Enlargement | None = None,
 ) -> Tensor:
     """Squared error of the centre heatmap, over all class channels, at the labelled pixels.
 
@@ -45,11 +53,12 @@ def center_loss(
     Source: paper Eqs. (3), (4); release 7.2, 7.3.
 
     Args:
-        center_heatmap: (B, C, H, W) at the size of the labels, any float type.
+        center_heatmap: (B, C, H, W) at the size of the labels, any float type; or smaller, with ``enlargement``.
         labels: of the same batch; ``labels.peaks`` make the target.
         geometry: gives the shape of a centre's Gaussian.
         guidance: False is the ablation without instance-aware guidance: unlabelled pixels count with weight 1 and the
             sum is divided by the number of all pixels.
+        enlargement: How the heatmap becomes as large as the labels. Costs what the labelled pixels cost then.
 
     Returns:
         Scalar float32; 0 if nothing is labelled.
@@ -62,18 +71,24 @@ def center_loss(
     >>> center_loss(torch.full((1, 2, 1, 3), 0.5), labels, geometry=Geometry())
     tensor(0.5000)
     """
-    return _center_losses(center_heatmap, [labels], geometry=geometry, guidance=guidance)[0]
+    return _center_losses(
+        center_heatmap, [labels], geometry=geometry, guidance=guidance, enlargement=enlargement
+    )[0]
 
 
-def offset_loss(offset_field: Tensor, labels: LabeledInstances, *, guidance: bool = True) -> Tensor:
+def offset_loss(
+    offset_field: Tensor, labels: LabeledInstances, *, guidance: bool = True, enlargement: Enlargement | None = None
+) -> Tensor:
     """Absolute error of the offset field, summed over dy and dx, at the labelled pixels.
 
     Weights and divisor as for ``center_loss``. Source: paper Eqs. (3), (4); release 7.2, 7.3.
 
     Args:
-        offset_field: (B, 2, H, W), (dy, dx) in pixels at the size of the labels, any float type.
+        offset_field: (B, 2, H, W), (dy, dx) in pixels at the size of the labels, any float type; or smaller, with
+            ``enlargement``.
         labels: of the same batch.
         guidance: False is the ablation: the target is 0 where nothing is labelled, and all pixels count.
+        enlargement: As for ``center_loss``.
 
     Returns:
         Scalar float32; 0 if nothing is labelled.
@@ -86,13 +101,19 @@ def offset_loss(offset_field: Tensor, labels: LabeledInstances, *, guidance: boo
     >>> offset_loss(torch.zeros(1, 2, 1, 3), labels)
     tensor(0.5000)
     """
+    if enlargement is not None and guidance:
+        return _sampled_offset_loss(offset_field, labels, enlargement)
+    if enlargement is not None:
+        offset_field = enlargement(offset_field)  # two channels only, and every pixel counts
     _check_size(offset_field, labels)
     error = (offset_field.float() - heatmaps.offset_field(labels)).abs().sum(1)
     weight, count = _pixel_weights(labels, guidance=guidance)
     return _weighted_sum(error, weight) / count
 
 
-def semantic_loss(semantic_logits: Tensor, semantic: Tensor, *, hard_fraction: float = 1.0) -> Tensor:
+def semantic_loss(
+    semantic_logits: Tensor, semantic: Tensor, *, hard_fraction: float = 1.0, enlargement: Enlargement | None = None
+) -> Tensor:
     """Cross-entropy of the semantic logits; pixels of value 255 have no part in it.
 
     With ``hard_fraction`` 1 the mean over the pixels that are not 255 (paper Eq. (5)). Below 1, as in the release
@@ -101,9 +122,10 @@ def semantic_loss(semantic_logits: Tensor, semantic: Tensor, *, hard_fraction: f
     paper's mean, by the part of 255 pixels.
 
     Args:
-        semantic_logits: (B, C + 1, H, W), any float type; channel 0 is background.
+        semantic_logits: (B, C + 1, H, W), any float type; channel 0 is background. Or smaller, with ``enlargement``.
         semantic: (B, H, W) integers of any type, in 0..C or 255.
         hard_fraction: in (0, 1].
+        enlargement: How the logits become as large as the semantic map, some rows at a time.
 
     Returns:
         Scalar float32; 0 if every pixel is 255.
@@ -117,7 +139,13 @@ def semantic_loss(semantic_logits: Tensor, semantic: Tensor, *, hard_fraction: f
     if not 0 < hard_fraction <= 1:
         raise ValueError(f"hard_fraction must be in (0, 1], got {hard_fraction}")
     # not reduced there: a plain float32 sum over millions of pixels loses digits, Tensor.sum does not
-    loss = F.cross_entropy(semantic_logits.float(), semantic.long(), ignore_index=IGNORE, reduction="none")
+    if enlargement is None:
+        loss = F.cross_entropy(semantic_logits.float(), semantic.long(), ignore_index=IGNORE, reduction="none")
+    else:
+        _check_enlargement(semantic_logits, semantic, enlargement)
+        loss = _BandedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            cells_of(semantic_logits), semantic, enlargement
+        )
     if hard_fraction == 1:
         return loss.sum() / (semantic != IGNORE).sum().clamp(min=1)
     hard = max(1, int(hard_fraction * loss.numel()))
@@ -135,6 +163,7 @@ def total_loss(
     geometry: Geometry,
     guidance: bool = True,
     weights: LossWeights | None = None,
+    enlargement: Enlargement | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The sum that training minimises, and its terms.
 
@@ -143,7 +172,7 @@ def total_loss(
     place of the refined labels' (7.7). Without refinement the pseudo terms alone count, in full (7.6).
 
     Args:
-        maps: of the network, at the size of the labels.
+        maps: of the network, at the size of the labels; or as they leave it, with ``enlargement``.
         semantic: (B, H, W) integers: the semantic map, 255 where unknown.
         pseudo: labels from transfer, or true instances.
         refined: labels from refinement; None without it.
@@ -152,6 +181,8 @@ def total_loss(
         geometry: gives the shape of a centre's Gaussian.
         guidance: as for ``center_loss``.
         weights: of the three kinds of loss; the paper's if omitted.
+        enlargement: how the maps become as large as the labels. The better way to train: memory and time then depend
+            little on the number of classes.
 
     Returns:
         total: scalar float32.
@@ -169,14 +200,18 @@ def total_loss(
     weights = weights or LossWeights()
     labels = [pseudo] if refined is None else [pseudo, refined]
     guiding_centers = [pseudo for _ in labels] if recipe == "release" and supervision == "points" else labels
-    center = _center_losses(maps.center_heatmap, guiding_centers, geometry=geometry, guidance=guidance)
-    offset = [offset_loss(maps.offset_field, one, guidance=guidance) for one in labels]
+    center = _center_losses(
+        maps.center_heatmap, guiding_centers, geometry=geometry, guidance=guidance, enlargement=enlargement
+    )
+    offset = [offset_loss(maps.offset_field, one, guidance=guidance, enlargement=enlargement) for one in labels]
     instance_terms = {}
     for name, of_centers, of_offsets in zip(("pseudo", "refined"), center, offset, strict=False):
         instance_terms[f"center_{name}"] = weights.center * of_centers
         instance_terms[f"offset_{name}"] = weights.offset * of_offsets
     share = 1 / len(labels) if recipe == "release" else 1.0
-    by_semantic = weights.semantic * semantic_loss(maps.semantic_logits, semantic, hard_fraction=HARD_FRACTION[recipe])
+    by_semantic = weights.semantic * semantic_loss(
+        maps.semantic_logits, semantic, hard_fraction=HARD_FRACTION[recipe], enlargement=enlargement
+    )
     total = by_semantic + share * torch.stack(list(instance_terms.values())).sum()
     return total, {"semantic": by_semantic} | instance_terms
 
@@ -200,32 +235,186 @@ class _SquaresAndSamples(torch.autograd.Function):
         return gradient.index_add_(0, index, of_samples).view(values.shape), None
 
 
+class _SquaresAndSamplesOfCells(torch.autograd.Function):
+    """The same of an enlarged map without enlarging it, and the squares at some pixels only, (P,).
+
+    A pixel's values are means of those of the four cells around it, so the sum of their squares is a quadratic form of
+    the cells' inner products: the channels are summed once, at the cells' resolution. As a matrix product, the pixel's
+    rows times a 3 x 3 table of its cells times its columns, ``[(1 - s)^2, s^2, 2 s (1 - s)]`` of its shares.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, cells: Tensor, enlargement: Enlargement, pixel: Tensor, sampled: Tensor, channel: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(cells, pixel, sampled, channel)
+        ctx.enlargement = enlargement
+        batch, height, width, _ = cells.shape
+        own = cells.square().sum(3)
+        beside = (cells[:, :, 1:] * cells[:, :, :-1]).sum(3)
+        below = (cells[:, 1:] * cells[:, :-1]).sum(3)
+        # mean of the two diagonals of four cells
+        across = cells[:, 1:, 1:] * cells[:, :-1, :-1]
+        across = across.addcmul_(cells[:, 1:, :-1], cells[:, :-1, 1:]).sum(3) / 2
+        table = cells.new_zeros(batch, height, width, 3, 3)
+        for (row, column), values in _table_entries(own, beside, below, across):
+            table[:, :-1, :-1, row, column] = values
+        cell, down, right = enlargement.locate(pixel, (height, width))
+        some = table.view(-1, 9).index_select(0, cell).view(-1, 3, 3)
+        squares = ((some * _quadratic(down)[:, :, None]).sum(1) * _quadratic(right)).sum(1)
+        return squares, enlargement.sample(cells.permute(0, 3, 1, 2), sampled, channel)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        cells, pixel, sampled, channel = ctx.saved_tensors
+        of_squares, of_samples = gradients
+        batch, height, width, channels = cells.shape
+        cell, down, right = ctx.enlargement.locate(pixel, (height, width))
+        entries = (_quadratic(down) * of_squares[:, None])[:, :, None] * _quadratic(right)[:, None]
+        at = cell[:, None] * 9 + torch.arange(9, device=cell.device)
+        table = cells.new_zeros(batch * height * width * 9).index_add_(0, at.flatten(), entries.flatten())
+        table = table.view(batch, height, width, 3, 3)
+        own, beside = cells.new_zeros(batch, height, width), cells.new_zeros(batch, height, width - 1)
+        below, across = cells.new_zeros(batch, height - 1, width), cells.new_zeros(batch, height - 1, width - 1)
+        for (row, column), values in _table_entries(own, beside, below, across):
+            values += table[:, :-1, :-1, row, column]
+
+        gradient = cells * (2 * own[..., None])
+        later, earlier, both = slice(1, None), slice(None, -1), slice(None)
+        for factor, first, second in (
+            (beside, (both, later), (both, earlier)),
+            (below, (later, both), (earlier, both)),
+            (across / 2, (later, later), (earlier, earlier)),
+            (across / 2, (later, earlier), (earlier, later)),
+        ):
+            one, other = (both, *first), (both, *second)
+            gradient[one].addcmul_(cells[other], factor[..., None])
+            gradient[other].addcmul_(cells[one], factor[..., None])
+
+        cell, down, right = ctx.enlargement.locate(sampled, (height, width))
+        flat = gradient.view(-1)
+        for step, share in ((0, 1 - down), (width, down)):
+            at = (cell + step) * channels + channel
+            flat.index_add_(0, at, of_samples * share * (1 - right))
+            flat.index_add_(0, at + channels, of_samples * share * right)
+        return gradient, None, None, None, None
+
+
+def _table_entries(
+    own: Tensor, beside: Tensor, below: Tensor, across: Tensor
+) -> Iterator[tuple[tuple[int, int], Tensor]]:
+    """Where the inner products of cells stand in the table of each four neighbouring cells, and views of them.
+
+    Args:
+        own: (B, h, w), of a cell with itself.
+        beside: (B, h, w - 1), with its right neighbour.
+        below: (B, h - 1, w), with its lower neighbour.
+        across: (B, h - 1, w - 1), mean of the two diagonals.
+    """
+    yield (0, 0), own[:, :-1, :-1]
+    yield (0, 1), own[:, :-1, 1:]
+    yield (1, 0), own[:, 1:, :-1]
+    yield (1, 1), own[:, 1:, 1:]
+    yield (0, 2), beside[:, :-1]
+    yield (1, 2), beside[:, 1:]
+    yield (2, 0), below[:, :, :-1]
+    yield (2, 1), below[:, :, 1:]
+    yield (2, 2), across
+
+
+def _quadratic(share: Tensor) -> Tensor:
+    """(P,) to (P, 3): what a pixel between two cells takes of their squares and of their product."""
+    rest = 1 - share
+    return torch.stack([rest.square(), share.square(), 2 * share * rest], 1)
+
+
+class _BandedCrossEntropy(torch.autograd.Function):
+    """Cross-entropy of each pixel, (B, H, W), 0 where the label is 255; logits are enlarged band by band, twice.
+
+    Takes cells (B, h, w, C + 1), the semantic map (B, H, W) and the enlargement. Between the two passes a number a pixel
+    is kept; the dense way keeps two maps with a channel a class.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, cells: Tensor, semantic: Tensor, enlargement: Enlargement) -> Tensor:
+        total = cells.new_empty(semantic.shape)
+        own = cells.new_empty(semantic.shape)
+        for band, logits in enlargement.bands(cells):
+            label = semantic[:, band].long()
+            total[:, band] = logits.logsumexp(3)
+            own[:, band] = logits.gather(3, label.where(label != IGNORE, 0)[..., None])[..., 0]
+        ctx.save_for_backward(cells, semantic, total)
+        ctx.enlargement = enlargement
+        return (total - own).masked_fill_(semantic == IGNORE, 0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        cells, semantic, total = ctx.saved_tensors
+        of_pixels = gradients[0].masked_fill(semantic == IGNORE, 0)
+        gradient = torch.zeros_like(cells)
+        for band, logits in ctx.enlargement.bands(cells):
+            label = semantic[:, band].long()
+            some = of_pixels[:, band, :, None]
+            of_logits = (logits - total[:, band, :, None]).exp_().mul_(some)
+            of_logits.scatter_add_(3, label.where(label != IGNORE, 0)[..., None], -some)
+            ctx.enlargement.add_band(gradient, band, of_logits)
+        return gradient, None, None
+
+
 def _center_losses(
-    center_heatmap: Tensor, labels: Sequence[LabeledInstances], *, geometry: Geometry, guidance: bool
+    center_heatmap: Tensor,
+    labels: Sequence[LabeledInstances],
+    *,
+    geometry: Geometry,
+    guidance: bool,
+    enlargement: Enlargement | None,
 ) -> list[Tensor]:
     """``center_loss`` of one heatmap against several labels, with one pass over the heatmap.
 
     The target is zero but near the peaks: ``(z - t)^2 = z^2 + t (t - 2 z)``, the second part only where t is not 0.
     """
-    for one in labels:
-        _check_size(center_heatmap, one)
+    if enlargement is None:
+        for one in labels:
+            _check_size(center_heatmap, one)
+    else:
+        _check_enlargement(center_heatmap, labels[0].ids, enlargement)
+    height, width = labels[0].ids.shape[1:]
+    shape = (*center_heatmap.shape[:2], height, width)
+    classes, plane = shape[1], height * width
     sparse = [
-        heatmaps.sparse_heatmap(one.peaks, center_heatmap.shape, geometry.sigma, geometry.gaussian_reach)
-        for one in labels
+        heatmaps.sparse_heatmap(one.peaks, shape, geometry.sigma, geometry.gaussian_reach) for one in labels
     ]
-    indices = torch.cat([index for index, _ in sparse])
-    squares, samples = _SquaresAndSamples.apply(center_heatmap.float(), indices)  # type: ignore[no-untyped-call]
-    _, classes, height, width = center_heatmap.shape
-    plane = height * width
+    weights = [_pixel_weights(one, guidance=guidance) for one in labels]
+    pixels = [index // (classes * plane) * plane + index % plane for index, _ in sparse]
+    if enlargement is None:
+        squares, samples = _SquaresAndSamples.apply(  # type: ignore[no-untyped-call]
+            center_heatmap.float(), torch.cat([index for index, _ in sparse])
+        )
+    else:
+        counted = torch.stack([weight for weight, _ in weights]).amax(0).flatten().nonzero().squeeze(1)
+        channel = torch.cat([index // plane % classes for index, _ in sparse])
+        some, samples = _SquaresAndSamplesOfCells.apply(  # type: ignore[no-untyped-call]
+            cells_of(center_heatmap), enlargement, counted, torch.cat(pixels), channel
+        )
+        squares = some.new_zeros(labels[0].ids.numel()).index_put((counted,), some)
     losses = []
     each = samples.split([len(index) for index, _ in sparse])
-    for one, (index, target), sample in zip(labels, sparse, each, strict=True):
-        pixel = index // (classes * plane) * plane + index % plane
+    for (_, target), pixel, sample, (weight, count) in zip(sparse, pixels, each, weights, strict=True):
         # added pixel by pixel: the sums of both parts over the image nearly cancel once the network has learned
-        error = squares.flatten().index_add(0, pixel, target * (target - 2 * sample)).view_as(squares)
-        weight, count = _pixel_weights(one, guidance=guidance)
+        error = squares.flatten().index_add(0, pixel, target * (target - 2 * sample)).view_as(weight)
         losses.append(_weighted_sum(error, weight) / count)
     return losses
+
+
+def _sampled_offset_loss(offset_field: Tensor, labels: LabeledInstances, enlargement: Enlargement) -> Tensor:
+    """``offset_loss`` with guidance, of a field that is read at the labelled pixels only."""
+    _check_enlargement(offset_field, labels.ids, enlargement)
+    ids = labels.ids.flatten()
+    pixel = (labels.weight > 0)[ids].nonzero().squeeze(1)
+    row = ids[pixel].long()
+    at = torch.stack([pixel // labels.ids.shape[2] % labels.ids.shape[1], pixel % labels.ids.shape[2]], 1)
+    error = (enlargement.sample(offset_field, pixel) - (labels.center_yx[row] - at)).abs().sum(1)
+    return (error * labels.weight[row]).sum() / max(1, len(pixel))
 
 
 def _pixel_weights(labels: LabeledInstances, *, guidance: bool) -> tuple[Tensor, Tensor | int]:
@@ -247,4 +436,12 @@ def _check_size(values: Tensor, labels: LabeledInstances) -> None:
         raise ValueError(
             f"a map of shape {tuple(values.shape)} does not fit labels of {batch} images of {height} x {width} px; "
             "enlarge the network's maps to the size of the labels first (InstanceMaps.resize)"
+        )
+
+
+def _check_enlargement(values: Tensor, labels: Tensor, enlargement: Enlargement) -> None:
+    if (len(values), *enlargement.size) != tuple(labels.shape):
+        raise ValueError(
+            f"{len(values)} maps that are enlarged to {enlargement.size} do not fit labels of shape "
+            f"{tuple(labels.shape)}; enlarge to the size of the labels"
         )

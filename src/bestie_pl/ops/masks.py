@@ -73,22 +73,26 @@ def to_instances(
     classes, weight = labels.classes.cpu(), labels.weight.float().cpu()
     results = []
     for ids, (height, width), original in zip(labels.ids, sizes, original_sizes, strict=True):
-        rows, codes = encode(_resize(ids[:height, :width], original))
+        rows, codes = encode(resize_map(ids[:height, :width], original))
         order = weight[rows].argsort(descending=True, stable=True)
         masks = tuple(codes[i] for i in order.tolist())
         results.append(Instances(masks, classes[rows[order]], weight[rows[order]], original))
     return tuple(results)
 
 
-def _resize(ids: Tensor, size: tuple[int, int]) -> Tensor:
-    """Nearest neighbour in whole numbers: pixel i of n shows what lies at (i + 1/2) / n of the source."""
-    if ids.shape == size:
-        return ids
+def resize_map(numbers: Tensor, size: tuple[int, int]) -> Tensor:
+    """A map (H, W) of numbers at another size, by nearest neighbour: pixel i of n shows what lies at (i + 1/2) / n.
+
+    >>> resize_map(torch.tensor([[1, 2, 3]]), (2, 2)).tolist()
+    [[1, 3], [1, 3]]
+    """
+    if numbers.shape == size:
+        return numbers
     y, x = (
-        (2 * torch.arange(new, device=ids.device) + 1) * old // (2 * new)
-        for old, new in zip(ids.shape, size, strict=True)
+        (2 * torch.arange(new, device=numbers.device) + 1) * old // (2 * new)
+        for old, new in zip(numbers.shape, size, strict=True)
     )
-    return ids[y][:, x]
+    return numbers[y][:, x]
 
 
 def mask_iou(predictions: Instances, references: Instances) -> Tensor:

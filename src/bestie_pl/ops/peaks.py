@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bestie_pl.ops.components import unite
+from bestie_pl.ops.sampling import Enlargement
 from bestie_pl.structures import Components, Geometry, InstanceMaps
 
 CLUSTER_HEAT = 0.05
@@ -78,22 +79,26 @@ class Foreground:
     offset: Tensor
 
 
-def gather_foreground(maps: InstanceMaps, components: Components, *, min_area: int) -> Foreground:
+def gather_foreground(
+    maps: InstanceMaps, components: Components, *, min_area: int, enlargement: Enlargement | None = None
+) -> Foreground:
     """Read the maps at the pixels of components of at least ``min_area`` pixels.
 
     Args:
-        maps: At the resolution of ``components``; any floating type and memory format.
+        maps: At the resolution of ``components``, or smaller with ``enlargement``; any floating type and memory format.
         components: Of the batch.
         min_area: Smaller components are left out.
+        enlargement: How the maps become as large as the components; they are read without it being done.
 
     Raises:
-        ValueError: The maps have another batch size or resolution than the components.
+        ValueError: The maps have, or get, another batch size or resolution than the components.
     """
     batch, height, width = components.labels.shape
     for name, one in zip(maps._fields, maps, strict=True):
-        if (len(one), *one.shape[2:]) != (batch, height, width):
+        size = tuple(one.shape[2:]) if enlargement is None else enlargement.size
+        if (len(one), *size) != (batch, height, width):
             raise ValueError(
-                f"{name} is {tuple(one.shape)}, the components are of {batch} maps of {height} x {width}; "
+                f"{name} is {(*one.shape[:2], *size)}, the components are of {batch} maps of {height} x {width}; "
                 "enlarge the maps first (InstanceMaps.resize)"
             )
     labels = components.labels.flatten()
@@ -101,14 +106,29 @@ def gather_foreground(maps: InstanceMaps, components: Components, *, min_area: i
     component = labels[pixel].long()
     large = (components.area >= min_area)[component].nonzero().squeeze(1)
     pixel, component = pixel[large], component[large]
-    image, y, x = unravel(pixel, height, width)
     return Foreground(
         components=components,
         pixel=pixel,
         component=component,
-        heat=maps.center_heatmap[image, components.classes[component], y, x].float(),
-        offset=torch.stack([maps.offset_field[image, axis, y, x].float() for axis in (0, 1)]),
+        heat=read_channel(maps.center_heatmap, pixel, components.classes[component], enlargement),
+        offset=read_offsets(maps.offset_field, pixel, enlargement),
     )
+
+
+def read_channel(values: Tensor, pixel: Tensor, channel: Tensor, enlargement: Enlargement | None) -> Tensor:
+    """One channel of a map (B, K, H, W), or of what it is enlarged to, at each of some pixels: (P,) float32."""
+    if enlargement is not None:
+        return enlargement.sample(values, pixel, channel)
+    image, y, x = unravel(pixel, *values.shape[2:])
+    return values[image, channel, y, x].float()
+
+
+def read_offsets(offset_field: Tensor, pixel: Tensor, enlargement: Enlargement | None) -> Tensor:
+    """An offset field (B, 2, H, W), or what it is enlarged to, at some pixels: (2, P) float32."""
+    if enlargement is not None:
+        return enlargement.sample(offset_field, pixel).t().contiguous()
+    image, y, x = unravel(pixel, *offset_field.shape[2:])
+    return torch.stack([offset_field[image, axis, y, x].float() for axis in (0, 1)])
 
 
 def unravel(pixel: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bestie_pl.ops.grouping import Groups, class_probability, group_by_points, group_pixels
 from bestie_pl.ops.peaks import Centers, Foreground, center_pixels, find_centers, gather_foreground, unravel
+from bestie_pl.ops.sampling import Enlargement
 from bestie_pl.structures import Components, Cues, Geometry, InstanceMaps, LabeledInstances, Recipe
 
 MAX_CENTERS = 5
@@ -23,6 +24,7 @@ def refine_from_tags(
     threshold: float = 0.3,
     clustering: bool = True,
     max_centers: int = MAX_CENTERS,
+    enlargement: Enlargement | None = None,
 ) -> LabeledInstances:
     """Refined labels of a batch whose images have tags.
 
@@ -37,13 +39,14 @@ def refine_from_tags(
       disqualified if a centre after its first ``max_centers`` owns a pixel.
 
     Args:
-        maps: At the resolution of ``components``; read in float32.
+        maps: At the resolution of ``components``, or smaller with ``enlargement``; read in float32.
         components: Of the tagged classes of the semantic map.
         geometry: Lengths in pixels.
         recipe: See above.
         threshold: Centre score, positive.
         clustering: Whether points where the offsets converge complement the peaks.
         max_centers: See above.
+        enlargement: How the maps become as large as the components. They are read at the components' pixels only.
 
     Returns:
         Instances numbered by component, then centre; weights clamped to [0, 1]; ``peaks`` are the instances' centres.
@@ -53,7 +56,7 @@ def refine_from_tags(
 
     Source: paper section 3.5, Eq. (2).
     """
-    foreground = gather_foreground(maps, components, min_area=geometry.min_area)
+    foreground = gather_foreground(maps, components, min_area=geometry.min_area, enlargement=enlargement)
     centers = find_centers(
         foreground, geometry=geometry, threshold=threshold, strict=recipe == "release", clustering=clustering
     )
@@ -74,7 +77,9 @@ def refine_from_tags(
     if recipe == "paper":
         center_yx, weight = centers.yx[groups.center], centers.score[groups.center]
     else:
-        center_yx, weight = _rescore(maps.semantic_logits, foreground, centers, groups, threshold)
+        center_yx, weight = _rescore(
+            maps.semantic_logits, foreground, centers, groups, threshold, enlargement
+        )
     return groups.label(
         components.labels.shape,
         image=components.image[component],
@@ -85,7 +90,12 @@ def refine_from_tags(
 
 
 def _rescore(
-    logits: Tensor, foreground: Foreground, centers: Centers, groups: Groups, threshold: float
+    logits: Tensor,
+    foreground: Foreground,
+    centers: Centers,
+    groups: Groups,
+    threshold: float,
+    enlargement: Enlargement | None,
 ) -> tuple[Tensor, Tensor]:
     """Centre (N, 2) and weight (N,) that the release gives to a group (5.3 to 5.5)."""
     components = foreground.components
@@ -93,7 +103,7 @@ def _rescore(
     score = groups.maximum(heat)
     best = groups.first(heat == torch.cat([score.new_full((1,), torch.nan), score])[groups.ids])
     _, y, x = unravel(best, *components.labels.shape[1:])
-    probability = group_probability(logits, foreground, groups)
+    probability = group_probability(logits, foreground, groups, enlargement=enlargement)
     sure = score >= threshold
     centroid = components.center_yx[centers.component[groups.center]]
     return (
@@ -109,17 +119,26 @@ def mark_centers(foreground: Foreground, centers: Centers) -> Tensor:
     return foreground.heat.index_put((where,), centers.score)
 
 
-def group_probability(logits: Tensor, foreground: Foreground, groups: Groups) -> Tensor:
+def group_probability(
+    logits: Tensor, foreground: Foreground, groups: Groups, *, enlargement: Enlargement | None = None
+) -> Tensor:
     """Mean probability of its component's class over each group: (N,) float32."""
     inside = groups.ids.nonzero().squeeze(1)
     classes = foreground.components.classes[foreground.component[inside]]
     probability = torch.zeros_like(foreground.heat)
-    probability[inside] = class_probability(logits, foreground.pixel[inside], classes)
+    probability[inside] = class_probability(logits, foreground.pixel[inside], classes, enlargement=enlargement)
     return groups.mean(probability)
 
 
 @torch.no_grad()
-def refine_from_points(offset_field: Tensor, classes: Tensor, points: Cues, *, recipe: Recipe) -> LabeledInstances:
+def refine_from_points(
+    offset_field: Tensor,
+    classes: Tensor,
+    points: Cues,
+    *,
+    recipe: Recipe,
+    enlargement: Enlargement | None = None,
+) -> LabeledInstances:
     """Refined labels of a batch whose objects have points: pixels of each class grouped by the class's points.
 
     The whole class map takes part: no components, no smallest area; a point may lie outside its class, and points of
@@ -127,10 +146,11 @@ def refine_from_points(offset_field: Tensor, classes: Tensor, points: Cues, *, r
     those in the first row or column (6.2); the paper's recipe keeps all of them as they are.
 
     Args:
-        offset_field: (B, 2, H, W), (dy, dx) in pixels; read in float32.
+        offset_field: (B, 2, H, W), (dy, dx) in pixels, or smaller with ``enlargement``; read in float32.
         classes: (B, H, W) int32, the tagged classes of the semantic map: 0 outside, ``c + 1`` for class ``c``.
         points: One point an object, of tagged classes; rows of score 0 are empty slots.
         recipe: See above.
+        enlargement: How the field becomes as large as the class map. It is read at pixels of classes only.
 
     Returns:
         Instances of weight 1, sorted by image and class, then in the order of ``points``, whose offsets point to the
@@ -145,6 +165,6 @@ def refine_from_points(offset_field: Tensor, classes: Tensor, points: Cues, *, r
     if recipe == "release":
         whole = points.yx.trunc()
         used = Cues(points.image, whole, points.classes, points.scores).select((whole != 0).all(1))
-    groups, image, own, center_yx = group_by_points(offset_field, classes, used)
+    groups, image, own, center_yx = group_by_points(offset_field, classes, used, enlargement=enlargement)
     weight = torch.ones_like(center_yx[:, 0])
     return groups.label(classes.shape, image=image, classes=own, center_yx=center_yx, weight=weight, peaks=points)

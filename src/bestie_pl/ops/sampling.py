@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 from bestie_pl.structures import InstanceMaps
 
-BAND = {"cpu": 2**20}
-"""Values of enlarged maps that are worked on together: what a processor's cache holds, and on other devices
-``LARGE_BAND``: so many that starting the operations costs nothing. Changes no result."""
+CPU_BAND = 2**20
+"""Values of an enlarged map that are worked on together on a CPU: what its cache holds. Changes no result."""
 
-LARGE_BAND = 2**26
+DEVICE_BAND = 2**26
+"""The same on other devices, where starting an operation has its price: 256 MB."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,8 @@ class Enlargement:
         """
         height, width = self.size
         top, down = self.axis(0, cells.shape[1], cells.device)
-        rows = max(1, BAND.get(cells.device.type, LARGE_BAND) // max(1, len(cells) * width * cells.shape[3]))
+        budget = CPU_BAND if cells.device.type == "cpu" else DEVICE_BAND
+        rows = max(1, budget // max(1, len(cells) * width * cells.shape[3]))
         for start in range(0, height, rows):
             band = slice(start, min(start + rows, height))
             first, share = top[band], down[band][:, None, None]
@@ -161,6 +162,5 @@ def cells_of(values: Tensor) -> Tensor:
     lies between equal values is the same.
     """
     height, width = values.shape[-2:]
-    if height == 1 or width == 1:
-        values = values.expand(-1, -1, max(height, 2) if height == 1 else -1, max(width, 2) if width == 1 else -1)
+    values = values.expand(-1, -1, max(height, 2), max(width, 2))
     return values.permute(0, 2, 3, 1).float().contiguous()

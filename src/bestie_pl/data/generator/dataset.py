@@ -20,6 +20,7 @@ from PIL import Image
 from bestie_pl.data.generator.drawings import SHAPE_CLASSES, Bytes
 from bestie_pl.data.generator.imperfect_maps import imperfect_map
 from bestie_pl.data.generator.scenes import Scene, draw_scene
+from bestie_pl.data.import_maps import indexed_image
 
 __all__ = ["SHAPE_CLASSES", "generate_shapes"]
 
@@ -214,18 +215,7 @@ def _nearest_to_centroid(mask: NDArray[np.bool_]) -> tuple[int, int]:
 
 def _write_indexed(path: Path, values: Bytes) -> None:
     """A palette PNG in VOC's colours."""
-    picture = Image.fromarray(values)
-    picture.putpalette(_voc_palette())
-    picture.save(path, optimize=False)
-
-
-def _voc_palette() -> list[int]:
-    """256 RGB colours: bits 0, 3, 6 of an index are the top bits of red, 1, 4, 7 those of green, 2 and 5 of blue."""
-    return [
-        sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3))
-        for index in range(256)
-        for channel in range(3)
-    ]
+    indexed_image(values).save(path, optimize=False)
 
 
 def _write_annotation(job: _Job, scene: Scene) -> None:

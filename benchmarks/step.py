@@ -1,0 +1,285 @@
+"""The training step: its parts, how often it waits for the device, and its memory against the number of classes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import Row, Settings, Stages, busiest, count_waits, peak_bytes, seconds
+from benchmarks.scenes import Scene, make_scene
+from bestie_pl.data.shapes import ShapesDataModule
+from bestie_pl.models.bestie import BestieModel
+from bestie_pl.ops.components import label_components, tagged_classes
+from bestie_pl.ops.losses import total_loss
+from bestie_pl.ops.refinement import refine_from_tags
+from bestie_pl.ops.sampling import Enlargement
+from bestie_pl.ops.transfer import transfer
+from bestie_pl.structures import Batch, Geometry, InstanceMaps, LabeledInstances
+
+
+@dataclass
+class Step:
+    """A training step in parts.
+
+    Args:
+        model: On its device.
+        geometry: Of labels.
+        half: Whether the network runs in half precision.
+        sampled: Whether losses and refinement read the maps as they leave the network, or enlarged ones.
+    """
+
+    model: BestieModel
+    geometry: Geometry
+    half: bool = False
+    sampled: bool = True
+
+    def __post_init__(self) -> None:
+        device = next(self.model.parameters()).device.type
+        self.optimizer = torch.optim.Adam(self.model.parameters(), 5e-5, fused=device == "cuda")
+        self.autocast = torch.autocast(device, torch.bfloat16) if self.half else nullcontext()
+
+    def label(self, semantic: Tensor, tags: Tensor, cues: Any) -> tuple[Any, LabeledInstances]:
+        """Components and pseudo labels."""
+        components = label_components(tagged_classes(semantic, tags))
+        return components, transfer(components, cues, supervision="tags", recipe="paper", geometry=self.geometry)
+
+    def forward(self, images: Tensor) -> tuple[InstanceMaps, Enlargement | None]:
+        """The maps that losses and refinement read, and how they are read."""
+        with self.autocast:
+            maps = self.model(images)
+        size = (images.shape[-2], images.shape[-1])
+        if not self.sampled:
+            return self.model.enlarge(maps, size), None
+        h, w = maps.offset_field.shape[-2:]
+        return maps, Enlargement(size, (4 * h, 4 * w), self.model.align_corners)
+
+    def refine(self, maps: InstanceMaps, components: Any, enlargement: Enlargement | None) -> LabeledInstances:
+        """Refined labels."""
+        return refine_from_tags(
+            maps.detach(), components, geometry=self.geometry, recipe="paper", enlargement=enlargement
+        )
+
+    def losses(
+        self,
+        maps: InstanceMaps,
+        semantic: Tensor,
+        pseudo: LabeledInstances,
+        refined: LabeledInstances | None,
+        enlargement: Enlargement | None,
+    ) -> Tensor:
+        """The total."""
+        return total_loss(
+            maps,
+            semantic,
+            pseudo,
+            refined,
+            supervision="tags",
+            recipe="paper",
+            geometry=self.geometry,
+            enlargement=enlargement,
+        )[0]
+
+    def __call__(self, images: Tensor, semantic: Tensor, tags: Tensor, cues: Any, stages: Stages) -> None:
+        """One step on a batch that lies on the device."""
+        with stages("labels"):
+            components, pseudo = self.label(semantic, tags, cues)
+        with stages("forward"):
+            maps, enlargement = self.forward(images)
+        with stages("refinement"):
+            refined = self.refine(maps, components, enlargement)
+        with stages("losses"):
+            loss = self.losses(maps, semantic, pseudo, refined, enlargement)
+        with stages("backward"):
+            loss.backward()
+        with stages("optimiser"):
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+
+def make_step(settings: Settings, num_classes: int = 5, *, sampled: bool = True) -> Step:
+    """HRNet-W48 in half precision on a GPU, EfficientNet-Lite0 on a CPU."""
+    torch.manual_seed(0)
+    if settings.cuda:
+        model = BestieModel(num_classes, "hrnet_w48", "heads").cuda()
+        return Step(model, Geometry(), half=True, sampled=sampled)
+    model = BestieModel(num_classes, "tf_efficientnet_lite0", "pyramid")
+    return Step(model, Geometry(min_area=200).scaled(0.25), sampled=sampled)
+
+
+def run(settings: Settings) -> list[Row]:
+    """Row 2: the parts of the step, and what refinement and labels cost of it."""
+    rows = []
+    network = "HRNet-W48, 416 px, AMP" if settings.cuda else "Lite0, 128 px"
+    for sampled in (False, True):
+        classes = 20 if settings.cuda else 5
+        step = make_step(settings, classes, sampled=sampled)
+        clock = Stages(settings.device)
+        for images, semantic, tags, cues in _batches(settings, classes, 1 + settings.repeats, clock):
+            step(images, semantic, tags, cues, clock)
+            clock.next_run()
+        parts = clock.medians()
+        whole = sum(seconds_ for name, seconds_ in parts.items() if not name.startswith("data"))
+        how = "maps read at stride 4" if sampled else "enlarged maps"
+        rows += [Row(f"{network}, {how}: {name}", value, "s") for name, value in parts.items()]
+        share = 100 * parts["refinement"] / whole
+        bar = 5.0 if settings.cuda and sampled else None
+        rows.append(Row(f"{network}, {how}: refinement's share of the step", share, "%", bar, "0 %"))
+        alone = parts["forward"] + parts["backward"] + parts["optimiser"]
+        bar = 92.0 if settings.cuda and sampled else None
+        rows.append(
+            Row(f"{network}, {how}: throughput against network alone", 100 * alone / whole, "%", bar, "100 %", False)
+        )
+    if settings.cuda:
+        rows += _throughput(settings)
+    return rows
+
+
+def _batches(
+    settings: Settings, classes: int, count: int, clock: Stages
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Any]]:
+    """Batches of 16 on the device: from files on a CPU, with the time that this takes; made up on a GPU."""
+    if settings.cuda:
+        scene = make_scene(classes, device="cuda")
+        images = torch.rand(16, 3, 416, 416, device="cuda")
+        for _ in range(count):
+            yield images, scene.semantic, scene.tags, scene.cues
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        shapes = ShapesDataModule(
+            folder,
+            train_images=32,
+            val_images=1,
+            test_images=1,
+            image_size=128,
+            batch_size=16,
+            num_workers=0,
+            crop_size=128,
+        )
+        shapes.prepare_data()
+        shapes.setup("fit")
+        loader = shapes.train_dataloader()
+        made = 0
+        while made < count:
+            iterator = iter(loader)
+            for _ in range(min(len(loader), count - made)):
+                with clock("data: decoding"):
+                    batch: Batch = next(iterator)
+                with clock("data: augmentation and labels"):
+                    batch = shapes.on_after_batch_transfer(batch, 0)
+                assert batch.semantic is not None
+                yield batch.images, batch.semantic, batch.tags, replace(batch.cues)
+                made += 1
+
+
+def _throughput(settings: Settings) -> list[Row]:
+    """Crops a second of the whole step on a GPU, against float32, NCHW, eager, with enlarged maps."""
+    scene = make_scene(20, device="cuda")
+    images = torch.rand(16, 3, 416, 416, device="cuda")
+
+    def rate(step: Step) -> float:
+        return 16 / seconds(
+            lambda: step(images, scene.semantic, scene.tags, scene.cues, _SILENT), settings, repeats=20
+        )
+
+    fast = make_step(settings, 20)
+    own = rate(fast)
+    why = busiest(lambda: fast(images, scene.semantic, scene.tags, scene.cues, _SILENT), settings, 6)
+    plain = make_step(settings, 20, sampled=False)
+    plain.half, plain.autocast = False, nullcontext()
+    plain.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    matrix = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    base = rate(plain)
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matrix
+    return [
+        Row("HRNet-W48: crops a second with refinement", own, "1/s", 222, "measured matrix rate", False, why),
+        Row("HRNet-W48: against float32, NCHW, eager", own / base, "x", 3, "measured matrix rate", False, why),
+    ]
+
+
+class _Silent(Stages):
+    """No clock and no waiting."""
+
+    def __call__(self, name: str) -> Any:
+        return nullcontext()
+
+
+_SILENT = _Silent()
+
+
+def run_waits(settings: Settings) -> list[Row]:
+    """Row 3: how often labels, refinement and losses wait for the device."""
+    scene = make_scene(20, batch=2 if settings.quick else 16, device=settings.device)
+    step = Step(BestieModel(20, "hrnet_w18_small", "heads"), Geometry())
+    components, pseudo = step.label(scene.semantic, scene.tags, scene.cues)
+    refined = step.refine(scene.maps, components, scene.enlargement)
+    maps = InstanceMaps(*(m.requires_grad_() for m in scene.maps))
+
+    def losses() -> None:
+        step.losses(maps, scene.semantic, pseudo, refined, scene.enlargement).backward()
+
+    parts = {
+        "labels": count_waits(lambda: step.label(scene.semantic, scene.tags, scene.cues), settings),
+        "refinement": count_waits(lambda: step.refine(maps, components, scene.enlargement), settings),
+        "losses": count_waits(losses, settings),
+    }
+    total = sum((Counter(parts[name]) for name in ("labels", "refinement")), Counter())
+    why = ", ".join(f"{name} {n}" for name, n in total.most_common())
+    rows = [Row("labels and refinement: waits a step", sum(total.values()), "", 2, "0", True, why)]
+    return rows + [
+        Row(f"{part}: {name}", value, "") for part, counts in parts.items() for name, value in counts.items()
+    ]
+
+
+def run_memory(settings: Settings) -> list[Row]:
+    """Row 4: peak memory of a step against the number of classes, the labelled pixels staying the same."""
+    rows = []
+    small = ("tf_efficientnet_lite0", "pyramid", 16, 128)
+    large = ("hrnet_w48", "heads", 16 if settings.cuda else 1, 416)
+    networks = [large] if settings.cuda else [small] if settings.quick else [small, large]
+    for backbone, decoder, batch, size in networks:
+        for sampled in (False, True):
+            peaks = {}
+            for classes in (20, 80, 200):
+                model = BestieModel(classes, backbone, decoder).to(settings.device)  # type: ignore[arg-type]
+                scene = make_scene(classes, batch=batch, size=size, device=settings.device)
+                step = Step(model, Geometry(), half=settings.cuda, sampled=sampled)
+                peaks[classes] = peak_bytes(lambda s=step, c=scene: _train(s, c), settings)
+                alone = peak_bytes(lambda s=step, c=scene: _run_network(s, c), settings) / peaks[classes]
+                del model, step, scene
+            why = f"the network alone takes {100 * alone:.0f} % at C=200"
+            how = "maps read at stride 4" if sampled else "enlarged maps"
+            name = f"{backbone}, batch {batch}, {size} px, {how}"
+            rows += [Row(f"{name}: C={classes}", value / 2**20, "MiB") for classes, value in peaks.items()]
+            bar = 1.15 if sampled else None
+            rows.append(Row(f"{name}: C=80 against C=20", peaks[80] / peaks[20], "x", bar, "1.0", True, why))
+            rows.append(Row(f"{name}: C=200 against C=20", peaks[200] / peaks[20], "x"))
+    return rows
+
+
+def _train(step: Step, scene: Scene) -> None:
+    size = scene.enlargement.size
+    images = torch.zeros(len(scene.semantic), 3, *size, device=scene.semantic.device)
+    components, pseudo = step.label(scene.semantic, scene.tags, scene.cues)
+    maps, enlargement = step.forward(images)
+    # labelled pixels as those of the scene, whatever an untrained network says
+    refined = step.refine(scene.maps, components, scene.enlargement)
+    step.losses(maps, scene.semantic, pseudo, refined, enlargement).backward()
+    step.optimizer.step()
+    step.optimizer.zero_grad()
+
+
+def _run_network(step: Step, scene: Scene) -> None:
+    images = torch.zeros(len(scene.semantic), 3, *scene.enlargement.size, device=scene.semantic.device)
+    with step.autocast:
+        maps = step.model(images)
+    torch.autograd.backward([m.float().sum() for m in maps])
+    step.optimizer.step()
+    step.optimizer.zero_grad()

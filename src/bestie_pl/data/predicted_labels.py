@@ -1,0 +1,87 @@
+"""Predictions of a trained model as the labels of the next round (iterative training, paper table 5)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pycocotools import mask as codec
+from torch import Tensor
+
+from bestie_pl.data.files import check_size, read_text
+from bestie_pl.ops.masks import decode
+from bestie_pl.structures import Instances
+
+REMEDY = "predict the training images with PredictionWriter first, with tags of the same classes"
+
+
+def read_predictions(
+    folder: Path,
+    name: str,
+    size: tuple[int, int],
+    class_names: Sequence[str],
+    *,
+    tags: Tensor | None = None,
+    least_score: float = 0.0,
+    min_area: int = 1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The instances that ``<folder>/<name>.json`` holds, as a label map; better ones cover worse ones.
+
+    Args:
+        folder: What PredictionWriter wrote.
+        name: Of the image.
+        size: (H, W) of the image.
+        class_names: In the order of the classes' numbers.
+        tags: (C,) bool; predictions of other classes are left out. All are kept if omitted.
+        least_score: Instances below are left out.
+        min_area: Instances that keep fewer pixels are left out. What they would have covered stays unlabelled.
+
+    Returns:
+        ids: (H, W) int32, 0 where there is none, else 1..N, best score first.
+        classes: (N,) int64, 0-based.
+        scores: (N,) float32.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: The file is broken, of an image of another size, or has a class that is not in ``class_names``.
+    """
+    path = folder / f"{name}.json"
+    try:
+        records = json.loads(read_text(path, f"predicted instances of the image; {REMEDY}"))
+        rows = [_row(record) for record in records]
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: holds no predicted instances ({error!r}); {REMEDY}") from error
+    numbers = {name: number for number, name in enumerate(class_names)}
+    kept = []
+    for label, score, code in rows:
+        if label not in numbers:
+            raise ValueError(f"{path}: unknown class {label!r}; expected one of {', '.join(class_names)}")
+        check_size(path, code["size"], size)
+        if score >= least_score and (tags is None or bool(tags[numbers[label]])):
+            kept.append((score, numbers[label], code))
+    kept.sort(key=lambda row: -row[0])
+    scores = torch.tensor([score for score, _, _ in kept], dtype=torch.float32)
+    classes = torch.tensor([number for _, number, _ in kept], dtype=torch.int64)
+    masks = decode(Instances(tuple(code for _, _, code in kept), classes, scores, size))
+    # the first of several masks at a pixel has the best score
+    count = len(kept)
+    rank = torch.arange(count, 0, -1, dtype=torch.int32)[:, None, None]
+    ids = (masks * rank).amax(0) if count else torch.zeros(size, dtype=torch.int32)
+    ids = torch.where(ids > 0, count + 1 - ids, 0)
+    area = ids.flatten().long().bincount(minlength=count + 1)[1:]
+    rows_kept = (area >= min_area).nonzero()[:, 0]
+    renumbered = torch.zeros(count + 1, dtype=torch.int32)
+    renumbered[rows_kept + 1] = torch.arange(1, len(rows_kept) + 1, dtype=torch.int32)
+    return renumbered[ids.long()], classes[rows_kept], scores[rows_kept]
+
+
+def _row(record: dict[str, Any]) -> tuple[str, float, dict[str, Any]]:
+    """Class name, score and run-length code of one record."""
+    segmentation = record["segmentation"]
+    height, width = (int(side) for side in segmentation["size"])
+    code = {"size": [height, width], "counts": str(segmentation["counts"]).encode("ascii")}
+    codec.area(code)  # raises where the counts are no code
+    return str(record["class"]), float(record["score"]), code

@@ -1,0 +1,302 @@
+"""The classifier with peak attention as a LightningModule: learns tags, and tells where it sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import MultiStepLR
+from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
+
+from bestie_pl.models.peak_attention import PeakAttentionModel
+from bestie_pl.modules.schedule import adam_with_decay
+from bestie_pl.ops.cues import CUE_LIMIT, CUE_THRESHOLD, CUE_WINDOW, Pooling, activation_planes, find_cues, smooth
+from bestie_pl.structures import Batch, Cues, Recipe
+
+NETWORK = ("num_classes", "backbone", "strides", "pam_layers", "width", "pooling")
+"""The settings that decide which tensors the network has."""
+
+MOST_WEIGHT = 10.0
+"""Largest weight of a rare class's images, when classes are balanced."""
+
+RELEASE_MOMENTUM = 0.9
+RELEASE_BIAS_FACTOR = 2.0
+"""Learning rate of biases relative to weights (release 12.4)."""
+RELEASE_DROPS = (4, 9)
+"""Finished epochs after which the release divides the rate by ten (12.4: at the start of epochs 5 and 10)."""
+
+
+class PeakAttentionModule(pl.LightningModule):
+    """Multi-label classifier whose peak attention keeps the strongest places of every feature channel.
+
+    ``predict_step`` gives cues, ``activation_maps`` what they are the peaks of. Needs images and their tags only
+    (``semantic_source: none`` of the data modules).
+
+    Args:
+        num_classes: Classes without background. The command line takes it from the data.
+        class_names: Names for the scores of single classes; ``class0``, ... if omitted.
+        backbone: Name of a timm model; ``vgg16`` gives the network of the authors' release, with its first weights.
+        backbone_weights: ``imagenet``, the path of a local file, or null for random weights. Read when training starts,
+            never when a checkpoint is loaded.
+        strides: Stages of the backbone that a pyramid joins, ascending; maps have the first. Not for ``vgg16``.
+        width: Channels of the pyramid and of the layers before the class maps. Not for ``vgg16``.
+        pam_layers: Convolutions that peak attention follows, before the class maps.
+        alpha: Peak attention drops what is less than ``alpha`` times the channel's maximum; 0 for a plain classifier.
+        alpha_ramp_steps: Optimiser steps over which training approaches ``alpha`` from 0. Evaluation and prediction
+            always use ``alpha``.
+        pooling: From class maps to logits: ``mean`` (paper), ``topk`` (the largest 4 % of the cells) or ``ngwp``
+            (weighted by the map's own softmax against a background). Decides how far maps leak over the background.
+        balance: Weigh a class's positive images by the number of negative ones that come to each, 10 at most.
+        recipe: ``release`` makes every pixel of a plateau a cue, ``paper`` one of them.
+        mirror: Average activation maps with those of the mirrored image.
+        scales: Sizes relative to the image at which activation maps are made and averaged.
+        cue_window: Side of the window in which a cue must be the maximum, in pixels of the image file; odd.
+        cue_threshold: Least activation of a cue that is found; training thresholds again.
+        optimizer: ``adam``, ``adamw``, or ``sgd`` as in the release: Nesterov momentum 0.9, biases twice as fast, and a
+            tenth of the rate from the epochs 5 and 10 on (counted from 1) in the place of the polynomial decay.
+        lr: Learning rate at its highest.
+        backbone_lr_factor: Learning rate of the backbone relative to ``lr``.
+        weight_decay: Of the optimiser.
+        warmup_steps: Optimiser steps over which the rate of Adam rises linearly.
+    """
+
+    pos_weight: Tensor | None
+    supervision = "tags"
+
+    def __init__(
+        self,
+        num_classes: int,
+        class_names: Sequence[str] | None = None,
+        *,
+        backbone: str = "tf_efficientnet_lite0",
+        backbone_weights: str | None = "imagenet",
+        strides: Sequence[int] = (8, 16, 32),
+        width: int = 128,
+        pam_layers: int = 3,
+        alpha: float = 0.7,
+        alpha_ramp_steps: int = 0,
+        pooling: Pooling = "mean",
+        balance: bool = False,
+        recipe: Recipe = "paper",
+        mirror: bool = True,
+        scales: Sequence[float] = (1.0,),
+        cue_window: int = CUE_WINDOW,
+        cue_threshold: float = CUE_THRESHOLD,
+        optimizer: Literal["adam", "adamw", "sgd"] = "adamw",
+        lr: float = 2e-3,
+        backbone_lr_factor: float = 0.3,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 0,
+    ) -> None:
+        super().__init__()
+        # predicting fewer images than there are processes is fine: each process writes its own
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        names = tuple(class_names) if class_names is not None else tuple(f"class{c}" for c in range(num_classes))
+        if len(names) != num_classes:
+            raise ValueError(f"class_names has {len(names)} names for num_classes={num_classes}; give one name a class")
+        if cue_window < 1 or cue_window % 2 == 0:
+            raise ValueError(f"cue_window must be odd, got {cue_window}")
+        if not 0 < cue_threshold < 1:
+            raise ValueError(f"cue_threshold must be between 0 and 1, got {cue_threshold}")
+        if not scales or min(scales) <= 0:
+            raise ValueError(f"scales must be positive numbers, at least one, got {list(scales)}")
+        # a checkpoint holds plain types only
+        class_names, strides, scales = list(names), list(strides), list(scales)
+        self.save_hyperparameters()
+        self.class_names = names
+        self.recipe: Recipe = recipe
+        self.alpha, self.alpha_ramp_steps = alpha, alpha_ramp_steps
+        self.balance, self.mirror, self.scales = balance, mirror, tuple(scales)
+        self.cue_window, self.cue_threshold = cue_window, cue_threshold
+        self.backbone_weights = backbone_weights
+        self.optimizer_name, self.lr, self.backbone_lr_factor = optimizer, lr, backbone_lr_factor
+        self.weight_decay, self.warmup_steps = weight_decay, warmup_steps
+
+        self.model = PeakAttentionModel(
+            num_classes, backbone, strides=strides, pam_layers=pam_layers, width=width, alpha=alpha, pooling=pooling
+        )
+        self.register_buffer("pos_weight", None, persistent=False)
+        # torchmetrics has no multi-label metric of a single label
+        self.labels = max(2, num_classes)
+        self.average_precision = MultilabelAveragePrecision(self.labels, average=None)
+        self.f1 = MultilabelF1Score(self.labels, average=None)
+
+    def setup(self, stage: str) -> None:
+        """Read the backbone's weights, unless a checkpoint is going to replace them; weigh the classes."""
+        if stage != "fit":
+            return
+        if self.backbone_weights is not None and self.trainer.ckpt_path is None:
+            self.model.load_backbone_weights(self.backbone_weights)
+        if self.balance:
+            data: Any = getattr(self.trainer, "datamodule", None)
+            if not hasattr(data, "tag_counts"):
+                raise ValueError("balance needs a data module with tag_counts(), as those of this package have")
+            positive, images = data.tag_counts()
+            weight = (images - positive) / positive.clamp(min=1)
+            self.pos_weight = weight.clamp(1, MOST_WEIGHT).to(self.device)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, C) of RGB images (B, 3, H, W) in [0, 1]."""
+        return self.model.logits(self.model(images))
+
+    # ---------------------------------------------------------------- training
+
+    @property
+    def training_alpha(self) -> float:
+        """``alpha`` at the present step of the training."""
+        if self.alpha_ramp_steps == 0:
+            return self.alpha
+        return self.alpha * min(1.0, self.global_step / self.alpha_ramp_steps)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Binary cross-entropy of the tags (paper section 3.4)."""
+        logits = self.model.logits(self.model(batch.images, self.training_alpha))
+        loss = F.binary_cross_entropy_with_logits(logits, batch.tags.float(), pos_weight=self.pos_weight)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Adam with polynomial decay, or the release's SGD with two drops."""
+        backbone, head = self.model.backbone_parameters(), self.model.head_parameters()
+        rate = self.lr * self.backbone_lr_factor
+        if self.optimizer_name != "sgd":
+            groups: list[dict[str, Any]] = [{"params": backbone, "lr": rate}, {"params": head, "lr": self.lr}]
+            return adam_with_decay(
+                self,
+                groups,
+                kind=self.optimizer_name,
+                weight_decay=self.weight_decay,
+                warmup_steps=self.warmup_steps,
+            )
+        groups = []
+        for parameters, lr in ((backbone, rate), (head, self.lr)):
+            groups.append({"params": [p for p in parameters if p.dim() > 1], "lr": lr})
+            groups.append({"params": [p for p in parameters if p.dim() <= 1], "lr": lr * RELEASE_BIAS_FACTOR})
+        optimizer = torch.optim.SGD(
+            groups, lr=self.lr, momentum=RELEASE_MOMENTUM, nesterov=True, weight_decay=self.weight_decay
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": MultiStepLR(optimizer, list(RELEASE_DROPS))}}
+
+    # ---------------------------------------------------------------- activation maps and cues
+
+    @torch.no_grad()
+    def activation_maps(self, images: Tensor, tags: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """How strongly each pixel speaks for each tag, averaged over mirror images and scales.
+
+        An image's maps do not depend on the others of the batch.
+
+        Args:
+            images: (B, 3, H, W) float RGB in [0, 1].
+            tags: (B, C) bool.
+            sizes: B pairs, height and width of the part of each image that is no padding.
+
+        Returns:
+            (B, C, H, W) float32 in [0, 1]; 0 for classes without a tag and in the padding.
+        """
+        result = torch.zeros(*tags.shape, *images.shape[-2:], device=images.device)
+        for (size,), rows in _groups(sizes):
+            image, classes = tags[rows].nonzero(as_tuple=True)
+            planes = self._activation_planes(images[rows, :, : size[0], : size[1]], image, classes, size)
+            result[torch.tensor(rows, device=image.device)[image], classes, : size[0], : size[1]] = planes
+        return result
+
+    @torch.no_grad()
+    def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Cues, ...]:
+        """Cues of each image's tagged classes, in pixels of the image's file.
+
+        Returns:
+            B ``Cues`` with ``image`` 0, classes ascending, in each class the surest first.
+        """
+        found: dict[int, Cues] = {}
+        for (size, original), rows in _groups(batch.sizes, batch.original_sizes):
+            image, classes = batch.tags[rows].nonzero(as_tuple=True)
+            images = batch.images[rows, :, : size[0], : size[1]]
+            planes = smooth(self._activation_planes(images, image, classes, original))
+            cues = find_cues(
+                planes,
+                image,
+                classes,
+                window=self.cue_window,
+                threshold=self.cue_threshold,
+                limit=CUE_LIMIT,
+                every_equal=self.recipe == "release",
+            )
+            for number, row in enumerate(rows):
+                mine = cues.select(cues.image == number)
+                found[row] = Cues(torch.zeros_like(mine.image), mine.yx, mine.classes, mine.scores)
+        return tuple(found[row] for row in range(len(batch)))
+
+    def _activation_planes(self, images: Tensor, image: Tensor, classes: Tensor, size: tuple[int, int]) -> Tensor:
+        """Maps (P, H, W) of P pairs of image and class, at ``size``; images without padding."""
+        height, width = images.shape[-2:]
+        views = []
+        for scale in self.scales:
+            seen = (max(1, round(height * scale)), max(1, round(width * scale)))
+            x = images
+            if seen != (height, width):
+                x = F.interpolate(images, seen, mode="bilinear", align_corners=False, antialias=scale < 1)
+            for mirrored in (False, True) if self.mirror else (False,):
+                maps = self.model(x.flip(-1) if mirrored else x)
+                planes = activation_planes(self.model.align(maps[image, classes], seen), size)
+                views.append(planes.flip(-1) if mirrored else planes)
+        return torch.stack(views).mean(0)
+
+    # ---------------------------------------------------------------- evaluation
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Compare the predicted tags with the true ones."""
+        self._evaluate(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Compare the predicted tags with the true ones."""
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores."""
+        self._log_scores("test")
+
+    def _evaluate(self, batch: Batch) -> None:
+        spare = (0, self.labels - batch.tags.shape[1])
+        for (size,), rows in _groups(batch.sizes):
+            scores = self(batch.images[rows, :, : size[0], : size[1]]).sigmoid()
+            tags = batch.tags[rows].int()
+            self.average_precision.update(F.pad(scores, spare), F.pad(tags, spare))
+            self.f1.update(F.pad(scores, spare), F.pad(tags, spare))
+
+    def _log_scores(self, stage: str) -> None:
+        if self.average_precision.update_called:
+            precision, f1 = self.average_precision.compute(), self.f1.compute()
+            seen = ~precision.isnan()  # labels with a positive image
+            scores = {
+                f"ap/{name}": value for name, value in zip(self.class_names, precision, strict=False) if value >= 0
+            }
+            scores |= {"map": precision[seen].mean(), "f1": f1[seen].mean()}
+            self.log_dict({f"{stage}/{name}": value for name, value in scores.items() if not value.isnan()})
+        for metric in (self.average_precision, self.f1):
+            metric.reset()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another network with one clear message."""
+        theirs = checkpoint.get("hyper_parameters", {})
+        for name in NETWORK:
+            if theirs.get(name) != self.hparams[name]:
+                raise ValueError(
+                    f"the checkpoint was trained with {name}={theirs.get(name)!r}, the configuration or the data says "
+                    f"{self.hparams[name]!r}; use those that it was trained with"
+                )
+
+
+def _groups(*columns: Sequence[tuple[int, int]]) -> Iterator[tuple[tuple[tuple[int, int], ...], list[int]]]:
+    """Numbers of the images that agree in all sizes: they can be seen together without padding."""
+    rows = list(zip(*columns, strict=True))
+    for key in dict.fromkeys(rows):
+        yield key, [number for number, row in enumerate(rows) if row == key]
