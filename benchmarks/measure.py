@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cProfile
 import datetime
 import math
 import platform
@@ -10,17 +11,19 @@ import time
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+
+Key = TypeVar("Key")
 
 WAITING_OPS = {
     "nonzero",
@@ -100,15 +103,27 @@ def synchronize(device: str) -> None:
 
 def seconds(run: Callable[[], Any], settings: Settings, *, cpu_time: bool = False, repeats: int | None = None) -> float:
     """Median duration of a call after one call that is not counted; ``cpu_time`` counts processor seconds."""
+    return alternating({0: run}, settings, cpu_time=cpu_time, repeats=repeats)[0]
+
+
+def alternating(
+    runs: Mapping[Key, Callable[[], Any]],
+    settings: Settings,
+    *,
+    cpu_time: bool = False,
+    repeats: int | None = None,
+) -> dict[Key, float]:
+    """``seconds`` of several calls that are compared: made in turn, so that a busy machine slows all of them."""
     clock = time.process_time if cpu_time else time.perf_counter
-    durations = []
+    durations: dict[Key, list[float]] = {name: [] for name in runs}
     for _ in range(1 + (repeats or settings.repeats)):
-        synchronize(settings.device)
-        start = clock()
-        run()
-        synchronize(settings.device)
-        durations.append(clock() - start)
-    return statistics.median(durations[1:])
+        for name, run in runs.items():
+            synchronize(settings.device)
+            start = clock()
+            run()
+            synchronize(settings.device)
+            durations[name].append(clock() - start)
+    return {name: statistics.median(some[1:]) for name, some in durations.items()}
 
 
 class Stages:
@@ -120,6 +135,7 @@ class Stages:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
+        """Count what is done inside as ``name``."""
         synchronize(self.device)
         start = time.perf_counter()
         yield
@@ -150,6 +166,19 @@ def busiest(run: Callable[[], Any], settings: Settings, count: int = 3) -> str:
         taken[event.key.removeprefix("aten::")] += own
     total = sum(taken.values()) or 1
     return ", ".join(f"{name} {100 * t / total:.0f} %" for name, t in taken.most_common(count))
+
+
+def busiest_functions(run: Callable[[], Any], count: int = 3) -> str:
+    """``busiest`` for what happens outside of torch: Python functions and other extensions."""
+    profiler = cProfile.Profile()
+    profiler.runcall(run)
+    entries = sorted(profiler.getstats(), key=lambda entry: -entry.inlinetime)
+    total = sum(entry.inlinetime for entry in entries)
+
+    def name(code: Any) -> str:
+        return str(code) if isinstance(code, str) else str(code.co_name)
+
+    return ", ".join(f"{name(e.code)} {100 * e.inlinetime / total:.0f} %" for e in entries[:count])
 
 
 class WaitCounter(TorchDispatchMode):

@@ -1,7 +1,7 @@
 """Refinement and grouping one component at a time with dense arrays, the way that the authors' release works.
 
-Written from the description of the release's behaviour, with OpenCV, NumPy and torch's pooling; slow on purpose. What it
-computes equals ``recipe: release`` of ``bestie_pl.ops``.
+Written from the description of the release's behaviour, with OpenCV, NumPy and torch's pooling; slow on purpose. What
+it computes equals ``recipe: release`` of ``bestie_pl.ops``.
 """
 
 from __future__ import annotations

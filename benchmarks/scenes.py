@@ -118,9 +118,7 @@ def make_scene(
     rest = num_classes - 4
     heat = torch.cat([heat, torch.rand(batch, rest, cells, cells, generator=more) * 0.15 - 0.05], 1)
     logits = torch.cat([logits, torch.randn(batch, rest, cells, cells, generator=more)], 1)
-    maps = InstanceMaps(
-        *(m.to(device).contiguous(memory_format=torch.channels_last) for m in (logits, heat, offset))
-    )
+    maps = InstanceMaps(*(m.to(device).contiguous(memory_format=torch.channels_last) for m in (logits, heat, offset)))
     image, y, x, kind = zip(*cues, strict=True)
     points = Cues(torch.tensor(image), torch.tensor([y, x]).t(), torch.tensor(kind), torch.ones(len(image)))
     grid = (cells * STRIDE, cells * STRIDE)

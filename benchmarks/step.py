@@ -184,9 +184,7 @@ def _throughput(settings: Settings) -> list[Row]:
     images = torch.rand(16, 3, 416, 416, device="cuda")
 
     def rate(step: Step) -> float:
-        return 16 / seconds(
-            lambda: step(images, scene.semantic, scene.tags, scene.cues, _SILENT), settings, repeats=20
-        )
+        return 16 / seconds(lambda: step(images, scene.semantic, scene.tags, scene.cues, _SILENT), settings, repeats=20)
 
     fast = make_step(settings, 20)
     own = rate(fast)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import pytorch_lightning as pl
-import torch
 from PIL import Image
 from torch import Tensor
 

@@ -160,13 +160,13 @@ def test_a_resumed_training_does_not_start_over(semantic_checkpoint: Path, shape
 def test_a_start_from_another_network_names_what_differs(
     semantic_checkpoint: Path, shapes_folder: Path, tmp_path: Path
 ) -> None:
-    data = make_data(shapes_folder, class_names=["a", "b", "c", "d", "e", "f"])
+    data = make_data(shapes_folder)
     module = BestieModule(6, **SMALL, init_from=str(semantic_checkpoint))
     before = {name: value.clone() for name, value in module.model.state_dict().items()}
     with pytest.raises(ValueError, match=r"seg\.1\.weight \(6, 64, 1, 1\) instead of \(7.*num_classes=5"):
         make_trainer(tmp_path).fit(module, data)
     assert all(torch.equal(value, before[name]) for name, value in module.model.state_dict().items())
-    other = BestieModule(5, "a b c d e".split(), backbone="hrnet_w18_small", init_from=str(semantic_checkpoint))
+    other = BestieModule(5, backbone="hrnet_w18_small", init_from=str(semantic_checkpoint))
     with pytest.raises(ValueError, match="missing: network.*backbone='tf_efficientnet_lite0'"):
         make_trainer(tmp_path).fit(other, make_data(shapes_folder))
     (tmp_path / "text.ckpt").write_text("no tensors")

@@ -27,9 +27,7 @@ def enlargements(draw: st.DrawFn) -> tuple[Enlargement, tuple[int, int]]:
 
 @settings(deadline=None)
 @given(enlargements(), st.integers(0, 10**6))
-def test_sampled_pixels_are_those_of_the_enlarged_map(
-    case: tuple[Enlargement, tuple[int, int]], seed: int
-) -> None:
+def test_sampled_pixels_are_those_of_the_enlarged_map(case: tuple[Enlargement, tuple[int, int]], seed: int) -> None:
     enlargement, cells = case
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(2, 3, *cells, generator=generator)
@@ -85,3 +83,20 @@ def test_all_maps_are_enlarged() -> None:
 def test_a_grid_that_is_too_small() -> None:
     with pytest.raises(ValueError, match="cannot be cut to"):
         Enlargement((9, 8), (8, 8))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gpu_reads_the_same(dtype: torch.dtype) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    values = torch.randn(2, 5, 9, 11, generator=torch.Generator().manual_seed(0)).to(dtype)
+    enlargement = Enlargement((35, 43), (36, 44))
+    pixel = torch.arange(2 * 35 * 43)
+    torch.testing.assert_close(
+        enlargement.sample(values.cuda(), pixel.cuda()).cpu(), enlargement.sample(values, pixel), rtol=1e-5, atol=1e-6
+    )
+    cells = cells_of(values.cuda())
+    parts = [rows for _, rows in enlargement.bands(cells)]
+    large = enlargement(values).permute(0, 2, 3, 1)
+    torch.testing.assert_close(torch.cat(parts, 1).cpu(), large, rtol=1e-5, atol=1e-6)

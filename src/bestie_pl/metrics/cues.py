@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 from torchmetrics import Metric
 
 from bestie_pl.ops.masks import decode
@@ -63,8 +64,9 @@ class CueQuality(Metric):
             instances: The true instances, where they are known.
         """
         sure = cues.scores > cues.scores.new_tensor(self.thresholds)[:, None]  # (T, N)
-        per_class = sure.long() @ torch.nn.functional.one_hot(cues.classes, len(tags))  # (T, C)
-        count, number = per_class.sum(1), int(tags.sum())
+        # float32 counts exactly, and whole numbers have no matrix product on GPUs
+        per_class = sure.float() @ one_hot(cues.classes, len(tags)).float()  # (T, C)
+        count, number = per_class.sum(1).long(), int(tags.sum())
         self.images += 1
         self.images_by_tags[number] += 1
         self.cues_by_tags[:, number] += count
@@ -79,7 +81,7 @@ class CueQuality(Metric):
         inside, crowd = inside.to(sure.device), crowd.to(sure.device)
         right = inside[~crowd].any(0)
         judged = right | ~inside[crowd].any(0)
-        hits = sure.long() @ inside[~crowd].long().T  # (T, M)
+        hits = sure.float() @ inside[~crowd].float().T  # (T, M)
         self.measured_images += 1
         self.instances += int((~crowd).sum())
         self.judged += (sure & judged).sum(1)
@@ -90,10 +92,11 @@ class CueQuality(Metric):
     def compute(self) -> dict[str, Tensor]:
         """The figures: scalars, and tensors (T, ...) with a row a threshold.
 
-        ``images``, ``tags``, ``measured_images`` and ``instances`` are scalars. A row a threshold have ``cues``; ``cues_per_image``; ``cues_per_image_by_tags`` (T, C + 1), among images of 0, 1, ... tags;
-        ``tags_with_cue`` and ``tags_with_one_cue``, shares of all tags; ``images_with_as_many_cues_as_tags``, share of
-        images; ``precision``, share of right cues; ``recall`` and ``instances_with_one_cue``, shares of true instances.
-        NaN where there is nothing to take a share of.
+        ``images``, ``tags``, ``measured_images`` and ``instances`` are scalars. A row a threshold have ``cues``;
+        ``cues_per_image``; ``cues_per_image_by_tags`` (T, C + 1), among images of 0, 1, ... tags; ``tags_with_cue`` and
+        ``tags_with_one_cue``, shares of all tags; ``images_with_as_many_cues_as_tags``, share of images; ``precision``,
+        share of right cues; ``recall`` and ``instances_with_one_cue``, shares of true instances. NaN where there is
+        nothing to take a share of.
         """
         tags = (self.images_by_tags * torch.arange(len(self.images_by_tags), device=self.images.device)).sum()
         cues = self.cues_by_tags.sum(1)

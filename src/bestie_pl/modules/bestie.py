@@ -149,9 +149,9 @@ class BestieModule(pl.LightningModule):
         self.semantic_iou = SemanticIoU(num_classes)
         self.pseudo_quality, self.refined_quality = LabelQuality(), LabelQuality()
 
-    def setup(self, stage: str) -> None:
-        """Read the weights that training starts from, unless a checkpoint is going to replace them."""
-        if stage != "fit" or self.trainer.ckpt_path is not None:
+    def on_fit_start(self) -> None:
+        """Read the weights that training starts from, unless a checkpoint has just been restored."""
+        if self.trainer.ckpt_path is not None:  # not known in ``setup`` yet
             return
         if self.init_from is not None:
             load_network(self.model, self.init_from)

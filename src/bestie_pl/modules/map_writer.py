@@ -55,17 +55,18 @@ class SemanticMapWriter(ResumableWriter):
     appear complete or not at all. A run that was interrupted goes on with the images that are missing. In a distributed
     run every process writes its own images.
 
-    At the end ``<output_dir>.json`` says how good the maps are, over all images, those of earlier runs included:
-    figures that need no ground truth (see ``SemanticMapFigures``); and the mean IoU where the data module reads the
-    true maps (``label_quality``), for which ignored pixels count as background.
+    At the end ``semantic_maps.json`` in the run's folder says how good the maps are, over all images, those of earlier
+    runs included: figures that need no ground truth (see ``SemanticMapFigures``); and the mean IoU where the data
+    module reads the true maps (``label_quality``), for which ignored pixels count as background.
 
     Args:
-        output_dir: Folder for the maps; ``semantic_maps`` in the run's folder if omitted.
+        output_dir: Folder for the maps; a relative one is below the data set's root, as its ``semantic_dir`` is.
+            ``semantic_maps`` in the run's folder if omitted.
         background: Activation below which a pixel of a classifier's map is background.
         band: Activations this close to it are ignored (255).
         iterations: Rounds of refinement of a classifier's activations; 0 for none.
         overwrite: Predict and write all images anew.
-        earlier_dir: Maps of the round before, to report how many pixels agree.
+        earlier_dir: Maps of the round before, to report how many pixels agree; relative as above.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class SemanticMapWriter(ResumableWriter):
         super().__init__(overwrite)
         self.output_dir = output_dir
         self.background, self.band, self.iterations = background, band, iterations
-        self.earlier_dir = None if earlier_dir is None else Path(earlier_dir)
+        self.earlier_dir = earlier_dir
         if not (band >= 0 and background - band >= 0 and background + band < 1 and iterations >= 0):
             raise ValueError(
                 "expected 0 <= background - band, background + band < 1 and iterations >= 0; got "
@@ -90,7 +91,9 @@ class SemanticMapWriter(ResumableWriter):
 
     def folder(self, trainer: pl.Trainer) -> Path:
         """Where the maps go."""
-        return Path(self.output_dir or Path(trainer.default_root_dir, "semantic_maps"))
+        if self.output_dir is None:
+            return Path(trainer.default_root_dir, "semantic_maps")
+        return _below_root(trainer, self.output_dir)
 
     def applies(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
         """Whether the module makes maps or activations."""
@@ -105,10 +108,12 @@ class SemanticMapWriter(ResumableWriter):
         super().setup(trainer, pl_module, stage)
         if stage != "predict" or not self.applies(trainer, pl_module):
             return
+        self.earlier: Path | None = None
         if self.earlier_dir is not None:
-            require_folder(self.earlier_dir, "the maps ID.png of an earlier round")
-            if self.earlier_dir.resolve() == self.folder(trainer).resolve():
-                raise ValueError(f"{self.earlier_dir}: the earlier maps would be overwritten; give another output_dir")
+            self.earlier = _below_root(trainer, self.earlier_dir)
+            require_folder(self.earlier, "the maps ID.png of an earlier round")
+            if self.earlier.resolve() == self.folder(trainer).resolve():
+                raise ValueError(f"{self.earlier}: the earlier maps would be overwritten; give another output_dir")
         assert isinstance(pl_module, (MakesMaps, MakesActivations))
         self.names = tuple(pl_module.class_names)
         self.figures, self.iou = SemanticMapFigures(len(self.names)), SemanticIoU(len(self.names))
@@ -187,7 +192,7 @@ class SemanticMapWriter(ResumableWriter):
         size = (semantic.shape[0], semantic.shape[1])
         if image.shape[1:] != size:
             image = F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0]
-        earlier = read_if_present(self.earlier_dir, name, size, self.names)
+        earlier = read_if_present(self.earlier, name, size, self.names)
         self.figures.update(semantic, tags, image, earlier=earlier, mirror_agreement=agreement)
         if true is not None:
             self.iou.update(semantic.masked_fill(semantic == IGNORE, 0), true)
@@ -218,7 +223,7 @@ class SemanticMapWriter(ResumableWriter):
             content["miou"] = _number(iou["miou"])
             names = ("background", *self.names)
             content["iou"] = {name: _number(value) for name, value in zip(names, iou["per_class"], strict=True)}
-        write_json(self.folder(trainer).with_name(self.folder(trainer).name + ".json"), content)
+        write_json(Path(trainer.default_root_dir, "semantic_maps.json"), content)
         found = {**values, "miou": content.get("miou")}
         rank_zero_info(
             f"Semantic maps in {self.folder(trainer)}: "
@@ -226,6 +231,11 @@ class SemanticMapWriter(ResumableWriter):
         )
         if int(self.figures.tagged.sum()) == 0:
             rank_zero_warn("No image has a tag, so the maps are empty or uncleaned: give the images' tags.")
+
+
+def _below_root(trainer: pl.Trainer, folder: str) -> Path:
+    """A folder as data modules understand it: below the data set's root unless it is absolute."""
+    return Path(getattr(getattr(trainer, "datamodule", None), "root", ""), folder)
 
 
 def _number(value: Tensor) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import MultiStepLR
-from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
+from torchmetrics.classification import MultilabelAveragePrecision, MultilabelStatScores
 
 from bestie_pl.models.peak_attention import PeakAttentionModel
 from bestie_pl.modules.schedule import adam_with_decay
@@ -124,7 +125,7 @@ class PeakAttentionModule(pl.LightningModule):
         # torchmetrics has no multi-label metric of a single label
         self.labels = max(2, num_classes)
         self.average_precision = MultilabelAveragePrecision(self.labels, average=None)
-        self.f1 = MultilabelF1Score(self.labels, average=None)
+        self.counts = MultilabelStatScores(self.labels, average=None)
 
     def setup(self, stage: str) -> None:
         """Read the backbone's weights, unless a checkpoint is going to replace them; weigh the classes."""
@@ -270,18 +271,21 @@ class PeakAttentionModule(pl.LightningModule):
             scores = self(batch.images[rows, :, : size[0], : size[1]]).sigmoid()
             tags = batch.tags[rows].int()
             self.average_precision.update(F.pad(scores, spare), F.pad(tags, spare))
-            self.f1.update(F.pad(scores, spare), F.pad(tags, spare))
+            self.counts.update(F.pad(scores, spare), F.pad(tags, spare))
 
     def _log_scores(self, stage: str) -> None:
         if self.average_precision.update_called:
-            precision, f1 = self.average_precision.compute(), self.f1.compute()
-            seen = ~precision.isnan()  # labels with a positive image
-            scores = {
-                f"ap/{name}": value for name, value in zip(self.class_names, precision, strict=False) if value >= 0
-            }
-            scores |= {"map": precision[seen].mean(), "f1": f1[seen].mean()}
-            self.log_dict({f"{stage}/{name}": value for name, value in scores.items() if not value.isnan()})
-        for metric in (self.average_precision, self.f1):
+            with warnings.catch_warnings():  # labels without a positive image are left out
+                warnings.filterwarnings("ignore", message="No positive samples.*")
+                precision = self.average_precision.compute()
+            true_positive, false_positive, _, _, positive = self.counts.compute().unbind(1)
+            f1 = 2 * true_positive / (true_positive + false_positive + positive)
+            seen = (positive > 0).nonzero().flatten().tolist()
+            scores = {f"ap/{self.class_names[label]}": precision[label] for label in seen}
+            if seen:
+                scores |= {"map": precision[seen].mean(), "f1": f1[seen].mean()}
+            self.log_dict({f"{stage}/{name}": value for name, value in scores.items()})
+        for metric in (self.average_precision, self.counts):
             metric.reset()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

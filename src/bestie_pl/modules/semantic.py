@@ -104,9 +104,9 @@ class SemanticModule(pl.LightningModule):
             parameter.requires_grad_(False)
         self.plain_iou, self.refined_iou = SemanticIoU(num_classes), SemanticIoU(num_classes)
 
-    def setup(self, stage: str) -> None:
-        """Read the backbone's weights, unless a checkpoint is going to replace them."""
-        if stage == "fit" and self.backbone_weights is not None and self.trainer.ckpt_path is None:
+    def on_fit_start(self) -> None:
+        """Read the backbone's weights, unless a checkpoint has just been restored."""
+        if self.backbone_weights is not None and self.trainer.ckpt_path is None:
             self.model.load_backbone_weights(self.backbone_weights)
 
     def forward(self, images: Tensor) -> Tensor:

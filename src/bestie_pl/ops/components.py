@@ -53,11 +53,11 @@ def label_components(classes: Tensor, *, connectivity: Literal[4, 8] = 8) -> Com
     device = classes.device
     filled = classes != 0
     changes = classes[..., 1:] != classes[..., :-1]
-    starts, ends = filled.clone(), filled.clone()
+    starts, stops = filled.clone(), filled.clone()
     starts[..., 1:] &= changes
-    ends[..., :-1] &= changes
+    stops[..., :-1] &= changes
     # both at once: an accelerator is waited for each time that indices are taken
-    start, last = torch.stack([starts, ends]).flatten().nonzero().view(2, -1)
+    start, last = torch.stack([starts, stops]).flatten().nonzero().view(2, -1)
     # number of the run that covers a pixel, counted from 1; 0 outside
     run_of = starts.flatten().cumsum(0, dtype=torch.int32).mul_(filled.flatten())
     runs = len(start)
@@ -113,8 +113,8 @@ ROUNDS, JUMPS = 3, 3
 def unite(count: int, first: Tensor, second: Tensor) -> Tensor:
     """Smallest member of each node's connected set: hook and halve paths until both ends of all links agree.
 
-    Hooking before a path has become flat may undo an earlier hook, but never for good: all links are looked at in every
-    round, members only ever decrease, and the end is reached when every link's ends have the same root.
+    A node's entry is always a member of its set and only ever decreases, so this ends; then all members of a set have
+    the same entry, and the smallest can have none but itself.
 
     Args:
         count: Number of nodes.

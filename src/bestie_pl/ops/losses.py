@@ -1,9 +1,9 @@
 """What training minimises: instance-aware guidance of the centre and offset maps, cross-entropy of the semantic logits.
 
 Labels are read as an id map and a table; no target with a channel a class is built. Maps may come at the size of the
-labels, or as they leave the network with an ``Enlargement``: the values are the same up to float32 rounding, but no map
-with a channel a class is enlarged as a whole. Everything is computed in float32, and an empty set of pixels gives a loss
-of 0 with a gradient of 0 for any finite input.
+labels, or as they leave the network with an ``Enlargement``: the values are the same up to float32 rounding, but no
+map with a channel a class is enlarged as a whole. Everything is computed in float32, and an empty set of pixels gives a
+loss of 0 with a gradient of 0 for any finite input.
 """
 
 from __future__ import annotations
@@ -71,9 +71,7 @@ def center_loss(
     >>> center_loss(torch.full((1, 2, 1, 3), 0.5), labels, geometry=Geometry())
     tensor(0.5000)
     """
-    return _center_losses(
-        center_heatmap, [labels], geometry=geometry, guidance=guidance, enlargement=enlargement
-    )[0]
+    return _center_losses(center_heatmap, [labels], geometry=geometry, guidance=guidance, enlargement=enlargement)[0]
 
 
 def offset_loss(
@@ -331,8 +329,8 @@ def _quadratic(share: Tensor) -> Tensor:
 class _BandedCrossEntropy(torch.autograd.Function):
     """Cross-entropy of each pixel, (B, H, W), 0 where the label is 255; logits are enlarged band by band, twice.
 
-    Takes cells (B, h, w, C + 1), the semantic map (B, H, W) and the enlargement. Between the two passes a number a pixel
-    is kept; the dense way keeps two maps with a channel a class.
+    Takes cells (B, h, w, C + 1), the semantic map (B, H, W) and the enlargement. Between the two passes a number a
+    pixel is kept; the dense way keeps two maps with a channel a class.
     """
 
     @staticmethod
@@ -381,9 +379,7 @@ def _center_losses(
     height, width = labels[0].ids.shape[1:]
     shape = (*center_heatmap.shape[:2], height, width)
     classes, plane = shape[1], height * width
-    sparse = [
-        heatmaps.sparse_heatmap(one.peaks, shape, geometry.sigma, geometry.gaussian_reach) for one in labels
-    ]
+    sparse = [heatmaps.sparse_heatmap(one.peaks, shape, geometry.sigma, geometry.gaussian_reach) for one in labels]
     weights = [_pixel_weights(one, guidance=guidance) for one in labels]
     pixels = [index // (classes * plane) * plane + index % plane for index, _ in sparse]
     if enlargement is None:

@@ -52,6 +52,7 @@ class Centers:
 
     def select(self, rows: Tensor) -> Centers:
         """The centres of a boolean mask; ranks stay, so whole components should be chosen."""
+        rows = rows.nonzero().squeeze(1)  # once, not for each column
         return Centers(self.component[rows], self.yx[rows], self.score[rows], self.rank[rows])
 
     def spans(self, components: int) -> tuple[Tensor, Tensor]:
@@ -102,10 +103,9 @@ def gather_foreground(
                 "enlarge the maps first (InstanceMaps.resize)"
             )
     labels = components.labels.flatten()
-    pixel = labels.nonzero().squeeze(1)
+    # the row of the background has an area of 0
+    pixel = (components.area >= max(min_area, 1))[labels].nonzero().squeeze(1)
     component = labels[pixel].long()
-    large = (components.area >= min_area)[component].nonzero().squeeze(1)
-    pixel, component = pixel[large], component[large]
     return Foreground(
         components=components,
         pixel=pixel,
@@ -290,7 +290,7 @@ def find_centers(
     clusters = cluster_centers(foreground, geometry=geometry)
     pixel = center_pixels(clusters, components)
     good = (components.labels.flatten()[pixel] == clusters.component) & (flat[pixel] > CLUSTER_HEAT)
-    good &= ~_near_peak(clusters, peaks, geometry.cluster_distance)
+    good = (good & ~_near_peak(clusters, peaks, geometry.cluster_distance)).nonzero().squeeze(1)
     return Centers.sorted(
         torch.cat([peaks.component, clusters.component[good]]),
         torch.cat([peaks.yx, clusters.yx[good]]),

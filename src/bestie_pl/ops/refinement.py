@@ -77,9 +77,7 @@ def refine_from_tags(
     if recipe == "paper":
         center_yx, weight = centers.yx[groups.center], centers.score[groups.center]
     else:
-        center_yx, weight = _rescore(
-            maps.semantic_logits, foreground, centers, groups, threshold, enlargement
-        )
+        center_yx, weight = _rescore(maps.semantic_logits, foreground, centers, groups, threshold, enlargement)
     return groups.label(
         components.labels.shape,
         image=components.image[component],

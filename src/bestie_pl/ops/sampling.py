@@ -1,7 +1,7 @@
 """Enlarging the network's maps to pixels: all of them, some of them, or band by band.
 
-Maps leave the network with a quarter of the image's height and width. Enlarged maps with a channel a class take 16 times
-their memory; what follows needs only few of the pixels, or can do with some rows at a time.
+Maps leave the network with a quarter of the image's height and width. Enlarged maps with a channel a class take 16
+times their memory; what follows needs only few of the pixels, or can do with some rows at a time.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class Enlargement:
         """The adjoint of ``_widen``."""
         batch, rows, _, channels = wide.shape
         wide = F.pad(wide, (0, 0, 0, self.grid[1] - self.size[1])).permute(0, 3, 1, 2)
-        narrow = torch.ops.aten.upsample_bilinear2d_backward(
+        narrow: Tensor = torch.ops.aten.upsample_bilinear2d_backward(
             wide, [rows, self.grid[1]], [batch, channels, rows, width], self.align_corners, None, None
         )
         return narrow.permute(0, 2, 3, 1)
