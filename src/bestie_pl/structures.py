@@ -90,11 +90,12 @@ class Geometry:
     def scaled(self, object_scale: float) -> Geometry:
         """The same for objects ``object_scale`` times as large as VOC's: lengths scale with it, areas with its square.
 
-        A convergence point keeps a radius of at least 1.5 px (9 pixels): below, a disc has no shape left to recognise.
+        A convergence point keeps a radius of at least 2.5 px (21 pixels): around any centre offsets grow by one a pixel,
+        however large the object, and smaller discs are drowned by the field's noise.
         """
         if not object_scale > 0:
             raise ValueError(f"object_scale must be positive, got {object_scale}")
-        radius = max(self.cluster_radius * object_scale, min(self.cluster_radius, 1.5))
+        radius = max(self.cluster_radius * object_scale, min(self.cluster_radius, Geometry.cluster_radius))
         return Geometry(
             sigma=self.sigma * object_scale,
             peak_window=2 * round((self.peak_window - 1) / 2 * object_scale) + 1,

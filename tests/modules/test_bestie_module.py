@@ -113,10 +113,7 @@ def test_every_row_of_table_3_is_a_switch(batch: Batch, switch: str) -> None:
     """With tags, as in the table; maps are given, so that refinement and clustering have something to find."""
     losses = []
     for value in (True, False):
-        # convergence points of 21 +- 4 px at this object scale
-        module = unlogged(
-            make_module(supervision="tags", cluster_radius=10.0, cluster_tolerance=64.0, **{switch: value})
-        )
+        module = unlogged(make_module(supervision="tags", cluster_tolerance=5.0, **{switch: value}))
         maps = maps_of_truth(batch)
         module.model.forward = lambda images, maps=maps: maps  # type: ignore[method-assign]
         losses.append(float(module.training_step(batch, 0)))

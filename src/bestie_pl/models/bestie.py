@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from bestie_pl.models import backbone as backbones
 from bestie_pl.models.decoder import RELEASE_STD, Decoder, HeadsDecoder, PanopticDeepLabDecoder, PyramidDecoder
+from bestie_pl.ops.sampling import Enlargement
 from bestie_pl.structures import InstanceMaps, Recipe
 
 STRIDE = 4
@@ -137,7 +138,11 @@ class BestieModel(nn.Module):
         return InstanceMaps(*(m[..., :h, :w] for m in self.network(x)))
 
     def enlarge(self, maps: InstanceMaps, size: tuple[int, int]) -> InstanceMaps:
-        """The maps at ``size`` = (H, W), bilinear as the decoder wants it, in float32; offsets keep their unit.
+        """The maps at ``size`` = (H, W), bilinear as the decoder wants it, in float32; offsets keep their unit."""
+        return self.enlargement(maps, size).all(maps)
+
+    def enlargement(self, maps: InstanceMaps, size: tuple[int, int]) -> Enlargement:
+        """How ``enlarge`` does it, for operations that read maps without enlarging them.
 
         Where ``maps`` are those of images of this size, cells are enlarged exactly four times and what is too much is
         cut, instead of squeezing them by up to 3 pixels in all. Recipe ``release`` squeezes, as does the decoder
@@ -145,9 +150,8 @@ class BestieModel(nn.Module):
         """
         h, w = maps.semantic_logits.shape[-2:]
         quarter = (-(-size[0] // STRIDE), -(-size[1] // STRIDE))
-        if self.align_corners or self.recipe == "release" or (h, w) != quarter:
-            return maps.resize(size, align_corners=self.align_corners)
-        return InstanceMaps(*(m[..., : size[0], : size[1]] for m in maps.resize((STRIDE * h, STRIDE * w))))
+        squeezed = self.align_corners or self.recipe == "release" or (h, w) != quarter
+        return Enlargement(size, size if squeezed else (STRIDE * h, STRIDE * w), self.align_corners)
 
     def load_backbone_weights(self, source: str | Path) -> None:
         """Fill the backbone with ImageNet weights, all of it, or raise and leave it as it was.

@@ -23,6 +23,7 @@ from bestie_pl.ops.instances import average_mirrored, find_instances, find_insta
 from bestie_pl.ops.losses import LossWeights, total_loss
 from bestie_pl.ops.masks import resize_map, to_instances
 from bestie_pl.ops.refinement import refine_from_points, refine_from_tags
+from bestie_pl.ops.sampling import Enlargement
 from bestie_pl.ops.semantic import ITERATIONS, refine_logits
 from bestie_pl.structures import (
     Batch,
@@ -169,8 +170,9 @@ class BestieModule(pl.LightningModule):
         """Forward, refinement of the labels by the network's own output, losses of Eq. 3 to 6."""
         if batch.semantic is None or batch.pseudo is None:
             raise ValueError("a training batch needs a semantic map and pseudo labels; see Batch for who makes them")
-        maps = self.model.enlarge(self(batch.images), (batch.images.shape[-2], batch.images.shape[-1]))
-        refined = self.refine(maps.detach(), batch) if self.refinement else None
+        maps = self(batch.images)
+        enlargement = self.model.enlargement(maps, (batch.images.shape[-2], batch.images.shape[-1]))
+        refined = self.refine(maps.detach(), batch, enlargement) if self.refinement else None
         loss, terms = total_loss(
             maps,
             batch.semantic,
@@ -181,6 +183,7 @@ class BestieModule(pl.LightningModule):
             geometry=self.geometry,
             weights=self.loss_weights,
             guidance=self.guidance,
+            enlargement=enlargement,
         )
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({f"train/{name}": term for name, term in terms.items()})
@@ -191,8 +194,11 @@ class BestieModule(pl.LightningModule):
         return loss
 
     @torch.no_grad()
-    def refine(self, maps: InstanceMaps, batch: Batch) -> LabeledInstances:
-        """Labels that the network's own maps give for the batch (paper section 3.5). ``maps`` at full resolution."""
+    def refine(self, maps: InstanceMaps, batch: Batch, enlargement: Enlargement | None = None) -> LabeledInstances:
+        """Labels that the network's own maps give for the batch (paper section 3.5).
+
+        ``maps`` at full resolution, or as they leave the network with their ``enlargement``.
+        """
         if batch.components is None or batch.semantic is None:
             raise ValueError("refinement needs the semantic map and its components in the batch")
         if self.supervision == "points":
@@ -201,6 +207,7 @@ class BestieModule(pl.LightningModule):
                 tagged_classes(batch.semantic, batch.tags),
                 batch.cues,
                 recipe=self.recipe,
+                enlargement=enlargement,
             )
         return refine_from_tags(
             maps,
@@ -209,6 +216,7 @@ class BestieModule(pl.LightningModule):
             recipe=self.recipe,
             threshold=self.refine_threshold,
             clustering=self.clustering,
+            enlargement=enlargement,
         )
 
     def on_train_epoch_end(self) -> None:
