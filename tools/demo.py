@@ -30,6 +30,7 @@ def main() -> None:
     if (ROOT / folder).exists():
         shutil.rmtree(ROOT / folder)
     overrides = [f"--data.init_args.root={folder / 'shapes'}"]
+    overrides += ["--trainer.callbacks+=PictureWriter", "--trainer.callbacks.count=4"]
     if arguments.steps:
         overrides.append(f"--trainer.max_steps={arguments.steps}")
 
