@@ -195,11 +195,12 @@ def test_bad_files_are_named_with_line_and_remedy(shapes_folder: Path, tmp_path:
 def test_an_interrupted_training_leaves_a_checkpoint_that_resumes(shapes_folder: Path, tmp_path: Path) -> None:
     arguments = ["--config", "configs/shapes/points.yaml", *shapes_arguments(tmp_path, shapes_folder)]
     script = Path(sys.executable).with_name("bestie-pl")
+    endless = ["--trainer.max_steps=100000", "--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=false"]
     process = subprocess.Popen(
-        [script, "fit", *arguments, "--trainer.max_steps=100000", "--trainer.limit_val_batches=0"],
+        [script, "fit", *arguments, *endless],
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )

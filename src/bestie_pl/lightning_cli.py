@@ -134,7 +134,7 @@ def _worth_saying(record: logging.LogRecord) -> bool:
 def run(args: list[str] | None = None) -> None:
     """Parse the command line (or ``args``) and do what it says."""
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=r".*does not have many workers.*|.*args parameter is intended.*")
     warnings.filterwarnings("ignore", message=r".*smaller than the logging interval.*")
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_worth_saying)
     torch.set_float32_matmul_precision("high")
