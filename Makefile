@@ -30,8 +30,9 @@ lint: $(ready)
 	$(bin)/ruff format --check $(sources)
 	$(bin)/mypy
 
+# DEMO=--record also keeps its summary and pictures under results
 demo: $(ready)
-	$(bin)/python tools/demo.py
+	$(bin)/python tools/demo.py $(DEMO)
 
 # On a CPU wall-clock figures mean something only while nothing else runs.
 bench: $(ready)

@@ -90,8 +90,8 @@ class Geometry:
     def scaled(self, object_scale: float) -> Geometry:
         """The same for objects ``object_scale`` times as large as VOC's: lengths scale with it, areas with its square.
 
-        A convergence point keeps a radius of at least 2.5 px (21 pixels): around any centre offsets grow by one a pixel,
-        however large the object, and smaller discs are drowned by the field's noise.
+        A convergence point keeps a radius of at least 2.5 px (21 pixels): around any centre offsets grow by one a
+        pixel, however large the object, and smaller discs are drowned by the field's noise.
         """
         if not object_scale > 0:
             raise ValueError(f"object_scale must be positive, got {object_scale}")
