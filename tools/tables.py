@@ -46,8 +46,9 @@ def speed_table() -> str:
     for path in sorted((ROOT / "benchmarks/results").glob("*_cpu.json")):
         for row in json.loads(path.read_text())["rows"]:
             if row.get("bar") is not None:
-                missed = "" if row["met"] else " (missed)"
-                lines.append(f"| {row['name']} | {row['value']:.3g} {row['unit']} | {row['bar']}{missed} |")
+                name = f"{path.stem.removesuffix('_cpu')}: {row['name']}"
+                value = f"{row['value']:.3g} {row.get('unit', '')}".rstrip()
+                lines.append(f"| {name} | {value} | {row['bar']}{'' if row['met'] else ' (missed)'} |")
     return "\n".join([*lines, "", "<sub>From `benchmarks/results/*_cpu.json`, `make bench`.</sub>"])
 
 
