@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
@@ -79,8 +80,9 @@ class ImageMetric(Metric, Generic[Record]):
                     )
             self.records.append(self._record(name, prediction, reference))
 
+    @abstractmethod
     def _record(self, name: str, prediction: Instances, reference: Instances) -> Record:
-        raise NotImplementedError
+        """What the scores need of one image."""
 
     def _images(self) -> list[Record]:
         """The records by name, each name once."""
