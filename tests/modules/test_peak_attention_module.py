@@ -304,3 +304,16 @@ def test_one_class_is_enough() -> None:
 def test_wrong_settings_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_module(**settings)
+
+
+def test_a_resumed_training_needs_no_backbone_file(shapes_folder: Path, tmp_path: Path) -> None:
+    """The checkpoint replaces the weights, and the file may be gone on the machine that goes on."""
+    trainer = make_trainer(tmp_path, max_steps=1, enable_checkpointing=True)
+    trainer.fit(make_module(), make_data(shapes_folder))
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    module = make_module(backbone_weights=str(tmp_path / "gone.pth"))
+    with pytest.raises(FileNotFoundError, match="gone.pth"):
+        make_trainer(tmp_path).fit(module, make_data(shapes_folder))
+    resumed = make_trainer(tmp_path, enable_checkpointing=True)
+    resumed.fit(module, make_data(shapes_folder), ckpt_path=tmp_path / "one.ckpt")
+    assert resumed.global_step == 2

@@ -127,11 +127,9 @@ class PeakAttentionModule(pl.LightningModule):
         self.average_precision = MultilabelAveragePrecision(self.labels, average=None)
         self.counts = MultilabelStatScores(self.labels, average=None)
 
-    def setup(self, stage: str) -> None:
-        """Read the backbone's weights, unless a checkpoint is going to replace them; weigh the classes."""
-        if stage != "fit":
-            return
-        if self.backbone_weights is not None and self.trainer.ckpt_path is None:
+    def on_fit_start(self) -> None:
+        """Read the backbone's weights, unless a checkpoint has just been restored; weigh the classes."""
+        if self.backbone_weights is not None and self.trainer.ckpt_path is None:  # not known in ``setup`` yet
             self.model.load_backbone_weights(self.backbone_weights)
         if self.balance:
             data: Any = getattr(self.trainer, "datamodule", None)
