@@ -64,6 +64,7 @@ def fit_and_test(
         **scores,
         "config": config,
         "overrides": list(overrides),
+        "folder": str(folder),
         "seconds": {"fit": round(trained - start, 1), "test": round(time.monotonic() - trained, 1)},
     }
     write_json(done, content)

@@ -20,6 +20,7 @@ class ShapesDataModule(VOCDataModule):
         test_images: Number of test images.
         image_size: Side of the images in pixels.
         generator_seed: Of the scenes; independent of the training's seed.
+        clutter: Strength of textures and number of things that belong to no class, in [0, 1].
         **kwargs: See ``VOCDataModule`` and ``InstanceDataModule``.
     """
 
@@ -32,17 +33,19 @@ class ShapesDataModule(VOCDataModule):
         test_images: int = 200,
         image_size: int = 128,
         generator_seed: int = 0,
+        clutter: float = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(
             root, train_split="train", val_split="val", test_split="test", class_names=SHAPE_CLASSES, **kwargs
         )
-        self.generator = {
+        self.generator: dict[str, Any] = {
             "train": train_images,
             "val": val_images,
             "test": test_images,
             "size": image_size,
             "seed": generator_seed,
+            "clutter": clutter,
         }
 
     def prepare_data(self) -> None:

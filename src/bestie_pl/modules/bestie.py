@@ -348,10 +348,12 @@ class BestieModule(pl.LightningModule):
             scores |= {name: value for name, value in voc.items() if name != "per_class"}
             scores |= {f"coco_{name}": coco[name] for name in ("ap", "ap50", "ap75")}
             scores["miou"] = semantic["miou"]
-            half = self.voc_ap.thresholds.index(0.5)
-            scores |= {
-                f"ap50/{name}": value for name, value in zip(self.class_names, voc["per_class"][half], strict=True)
-            }
+            for threshold in (0.25, 0.5):
+                per_class = voc["per_class"][self.voc_ap.thresholds.index(threshold)]
+                scores |= {
+                    f"ap{100 * threshold:.0f}/{name}": value
+                    for name, value in zip(self.class_names, per_class, strict=True)
+                }
             self.log_dict(
                 {f"{prefix}/{name}": value.float() for name, value in scores.items() if not value.isnan()},
                 sync_dist=False,

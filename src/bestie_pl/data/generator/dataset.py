@@ -52,6 +52,7 @@ def generate_shapes(
     test: int = 200,
     size: int = 128,
     seed: int = 0,
+    clutter: float = 1.0,
     workers: int | None = None,
 ) -> None:
     """Write a data set of textured, overlapping objects in VOC layout, with points and imperfect semantic maps.
@@ -70,7 +71,7 @@ def generate_shapes(
     ===================================  ==============================================================================
 
     The folder is complete or absent: files are written beside it and moved at the end. If it holds a data set with
-    the same parameters, nothing happens. An image depends on ``size``, ``seed``, its split and its number alone.
+    the same parameters, nothing happens. An image depends on ``size``, ``seed``, ``clutter``, its split and its number alone.
 
     Args:
         root: Folder to make; it may exist if it is empty.
@@ -79,6 +80,8 @@ def generate_shapes(
         test: Number of test images; these get no imperfect maps.
         size: Side of the square images in pixels. Objects scale with it: they are a sixth to just over half as long.
         seed: Not negative.
+        clutter: Strength of textures and number of things that belong to no class, in [0, 1]: with little of both,
+            outlines can be found by colour.
         workers: Processes; all available cores if None. With more than one, a script must call this under
             ``if __name__ == "__main__"``, as always with new processes.
 
@@ -87,15 +90,17 @@ def generate_shapes(
     """
     root = Path(root).absolute()  # "." has no parent to write in
     counts = {"train": train, "val": val, "test": test}
-    if min(counts.values()) < 0 or seed < 0 or size < MIN_SIZE or (workers is not None and workers < 1):
+    wrong = min(counts.values()) < 0 or seed < 0 or size < MIN_SIZE or not 0 <= clutter <= 1
+    if wrong or (workers is not None and workers < 1):
         raise ValueError(
-            f"expected counts and seed >= 0, size >= {MIN_SIZE} and workers >= 1; "
-            f"got {counts}, seed {seed}, size {size}, workers {workers}"
+            f"expected counts and seed >= 0, size >= {MIN_SIZE}, clutter in [0, 1] and workers >= 1; "
+            f"got {counts}, seed {seed}, size {size}, clutter {clutter}, workers {workers}"
         )
     parameters = {
         "generator": GENERATOR_VERSION,
         "size": size,
         "seed": seed,
+        "clutter": clutter,
         "counts": counts,
         "classes": list(SHAPE_CLASSES),
     }
@@ -145,6 +150,7 @@ class _Job:
     index: int
     size: int
     seed: int
+    clutter: float
 
     @property
     def name(self) -> str:
@@ -159,8 +165,9 @@ class _Job:
 def _write_all(folder: Path, parameters: dict[str, Any], workers: int) -> None:
     for name in FOLDERS:
         (folder / name).mkdir(parents=True)
-    counts, size, seed = parameters["counts"], parameters["size"], parameters["seed"]
-    jobs = [_Job(folder, split, i, size, seed) for split, count in counts.items() for i in range(count)]
+    counts = parameters["counts"]
+    common = {name: parameters[name] for name in ("size", "seed", "clutter")}
+    jobs = [_Job(folder, split, i, **common) for split, count in counts.items() for i in range(count)]
     if min(workers, len(jobs)) <= 1:
         tags = [_write_image(job) for job in jobs]
     else:
@@ -193,7 +200,7 @@ def _write_image(job: _Job) -> tuple[int, ...]:
     Returns:
         The classes that are in it.
     """
-    scene = draw_scene(job.generator(0), job.size)
+    scene = draw_scene(job.generator(0), job.size, job.clutter)
     Image.fromarray(scene.image).save(job.folder / f"JPEGImages/{job.name}.jpg", quality=JPEG_QUALITY)
     _write_indexed(job.folder / f"SegmentationClass/{job.name}.png", scene.semantic)
     _write_indexed(job.folder / f"SegmentationObject/{job.name}.png", scene.ids)

@@ -78,7 +78,7 @@ class _Patch:
     color: Floats
 
 
-def draw_scene(rng: Generator, size: int) -> Scene:
+def draw_scene(rng: Generator, size: int, clutter: float = 1.0) -> Scene:
     """A scene of one to eight objects of one to three classes on a cluttered background.
 
     In a crowded scene the objects of one class form a heap. Later objects cover earlier ones, and objects of which too
@@ -87,11 +87,12 @@ def draw_scene(rng: Generator, size: int) -> Scene:
     Args:
         rng: The only source of chance.
         size: Side of the square image in pixels.
+        clutter: Strength of textures and share of the things that belong to no class, both in [0, 1].
     """
     light = rng.uniform(0, 2 * math.pi)
     while True:  # until an object is left; a second round is needed once in thousands of scenes
         objects = _arrange(rng, size)
-        patches = [_draw_object(o, light) for o in objects]
+        patches = [_draw_object(o, light, clutter) for o in objects]
         covered = _paint_ids(patches, size)
         visible = np.bincount(covered.ravel(), minlength=len(patches) + 1)[1:]
         whole = np.array([p.mask.sum() / SUPERSAMPLING**2 for p in patches])
@@ -100,7 +101,7 @@ def draw_scene(rng: Generator, size: int) -> Scene:
         if keep:
             break
     patches = [patches[i] for i in keep]
-    image = _compose(_background(rng, size), patches)
+    image = _compose(_background(rng, size, clutter), patches)
     return Scene(_photograph(rng, image), _paint_ids(patches, size), tuple(objects[i].kind for i in keep))
 
 
@@ -195,7 +196,7 @@ def _object_palette(rng: Generator, objects: list[_Object]) -> Floats:
 # -------------------------------------------------------------------------------------------------- the objects
 
 
-def _draw_object(shape: _Object, light: float) -> _Patch:
+def _draw_object(shape: _Object, light: float, clutter: float) -> _Patch:
     """The object by itself, bent, stretched and turned, lit from the direction ``light``, with a darker rim."""
     half = 0.5 * shape.length * SUPERSAMPLING
     reach = math.ceil(1.3 * half)
@@ -211,7 +212,7 @@ def _draw_object(shape: _Object, light: float) -> _Patch:
     rim = np.clip(1 + distance * half / (1.3 * SUPERSAMPLING), 0, 1)  # the outermost 1.3 px
     bulge = np.clip(-distance / 0.45, 0, 1)
     slope = 0.22 * (math.sin(light) * y + math.cos(light) * x)
-    shade = (0.88 + 0.2 * bulge + slope + texture * (index == 0)) * (1 - 0.5 * rim)
+    shade = (0.88 + 0.2 * bulge + slope + clutter * texture * (index == 0)) * (1 - 0.5 * rim)
     return _Patch(top, left, distance <= 0, shape.palette[index] * shade[..., None])
 
 
@@ -252,7 +253,7 @@ def _compose(background: Floats, patches: list[_Patch]) -> Floats:
 # ------------------------------------------------------------------------------------------------ the surroundings
 
 
-def _background(rng: Generator, size: int) -> Floats:
+def _background(rng: Generator, size: int, clutter: float) -> Floats:
     """(H, W, 3): two colours blended by smooth noise, a texture, and clutter that belongs to no class."""
     unit = size / REFERENCE_SIZE
     first, second = _random_color(rng), _random_color(rng)
@@ -261,12 +262,13 @@ def _background(rng: Generator, size: int) -> Floats:
     image = first + blend[..., None] * (second - first)
     kind = rng.integers(4)
     if kind == 1:
-        image = image * (1 + rng.uniform(0.08, 0.25) * _waves(rng, size))[..., None]
+        image = image * (1 + clutter * rng.uniform(0.08, 0.25) * _waves(rng, size))[..., None]
     elif kind == 2:
-        image = image * (1 + rng.uniform(0.08, 0.3) * smooth_noise(rng, size, unit * rng.uniform(1.5, 4)))[..., None]
+        grain = clutter * rng.uniform(0.08, 0.3) * smooth_noise(rng, size, unit * rng.uniform(1.5, 4))
+        image = image * (1 + grain)[..., None]
     elif kind == 3:
-        image = image * (1 + rng.uniform(0.08, 0.2) * _hard(_waves(rng, size) * _waves(rng, size)))[..., None]
-    for _ in range(rng.integers(1, 7)):
+        image = image * (1 + clutter * rng.uniform(0.08, 0.2) * _hard(_waves(rng, size) * _waves(rng, size)))[..., None]
+    for _ in range(round(clutter * rng.integers(1, 7))):
         alpha, rim = _clutter(rng, size)
         color = _random_color(rng) * np.ones((size, size, 1), np.float32)
         if rng.random() < 0.35:  # patterns alone must not give the objects away
