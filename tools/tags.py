@@ -46,7 +46,7 @@ SOURCES = {
     "retrained, PAMR": "--data.init_args.semantic_dir={seed}/Retrained_maps",
     "ground truth": "--data.init_args.semantic_source=ground_truth",
 }
-"""Table 4: where the semantic maps come from."""
+"""Table 4: where the semantic maps come from. All start from ImageNet: the semantic round learnt from one of them."""
 
 DATA = ("--data.init_args.clutter=0.25", "--data.init_args.generator_seed=1")
 """The scenes of configs/shapes/tags.yaml, for configurations that are written for others."""
@@ -77,28 +77,26 @@ class Seed:
     stages: dict[str, Stage] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, overrides in CLASSIFIERS.items():
-            self._classifier(name, overrides)
-        self.stages["CAM"] = Stage(self._plain_maps, ("ngwp_cam",))
+        self._classifier("ngwp_cam")
         self.stages["semantic"] = Stage(self._semantic_round, ("ngwp_cam",))
-        for pooling in POOLINGS:
+        self._training("tags", [self._cues("ngwp_cam"), *self._retrained])
+        whole = sum(steps for steps in (self.steps["semantic"] or 250, self.steps["masks"] or 400))
+        self.stages["full"] = Stage(lambda: self._fit("full", "full", [], steps=whole))
+        self._training("points", self._retrained, config="points")
+        for name in ("tags", "full", "points"):
+            self._tested_refined(name)
+        for pooling in reversed(POOLINGS):
+            for kind in ("cam", "pam"):
+                self._classifier(f"{pooling}_{kind}")
             for row, (kind, *switches) in ROWS.items():
-                cues = f"{pooling}_{kind}"
-                self._training(
-                    f"table3/{pooling}/{row}", [self._cues(cues), *self._retrained, *switches], after=(cues,)
-                )
+                given = [self._cues(f"{pooling}_{kind}"), *self._retrained, *switches]
+                self._training(f"table3/{pooling}/{row}", given, after=(f"{pooling}_{kind}",))
+        self.stages["CAM"] = Stage(self._plain_maps, ("ngwp_cam",))
         for source, option in SOURCES.items():
-            given = [self._cues("ngwp_cam"), option.format(seed=self.name)]
-            self._training(f"table4/{source}", given, after=("CAM", "ngwp_cam"))
-        self._training("tags", [self._cues("ngwp_cam"), *self._retrained], after=("ngwp_cam",))
+            given = [self._cues("ngwp_cam"), option.format(seed=self.name), "--model.init_args.init_from=null"]
+            self._training(f"table4/{source}", given, after=("CAM",))
         for number in (1, 2):
             self._iteration(number)
-        start = f"--model.init_args.init_from={self.folder / 'semantic/checkpoints/last.ckpt'}"
-        self._training("points", [f"--data.init_args.semantic_dir={self.name}/Retrained_maps", start], config="points")
-        whole = sum(steps for steps in (self.steps["semantic"] or 250, self.steps["masks"] or 400))
-        self.stages["full"] = Stage(lambda: self._fit("full", "full", [f"--trainer.max_steps={whole}"]))
-        for name in ("tags", "points", "full"):
-            self._tested_refined(name)
 
     @property
     def name(self) -> str:
@@ -125,14 +123,14 @@ class Seed:
         ]
         return [*options, *([f"--trainer.max_steps={steps}"] if steps else [])]
 
-    def _classifier(self, name: str, overrides: Sequence[str]) -> None:
-        folder = self.folder / name
+    def _classifier(self, name: str) -> None:
+        folder, overrides = self.folder / name, CLASSIFIERS[name]
         maps = ["--trainer.callbacks=CueWriter", "--trainer.callbacks+=SemanticMapWriter"]
         maps.append(f"--trainer.callbacks.output_dir={self.name}/{name}/CAM_maps")
         given = ["--config", "configs/shapes/classifier.yaml", *overrides, self._cues(name)]
         given += self._shared(folder, self.steps["classifier"])
         if name.endswith("pam"):
-            given.append(f"--model.init_args.alpha_ramp_steps={(self.steps['classifier'] or 250) // 2}")
+            given.append(f"--model.init_args.alpha_ramp_steps={(self.steps['classifier'] or 400) // 2}")
         self.stages[name] = Stage(
             lambda: self._once(
                 folder,
@@ -185,12 +183,18 @@ class Seed:
         )
 
     def _fit(
-        self, name: str, config: str, overrides: Sequence[str], *, checkpoint: Path | None = None
+        self,
+        name: str,
+        config: str,
+        overrides: Sequence[str],
+        *,
+        steps: int | None = None,
+        checkpoint: Path | None = None,
     ) -> dict[str, Any]:
         folder = self.folder / name.replace(", ", "_").replace(" ", "_")
         extra = [f"--seed_everything={self.number}", f"--data.init_args.root={self.root}", *DATA]
-        if self.steps["masks"]:
-            extra.append(f"--trainer.max_steps={self.steps['masks']}")
+        if steps := steps or self.steps["masks"]:
+            extra.append(f"--trainer.max_steps={steps}")
         return fit_and_test(
             f"configs/shapes/{config}.yaml", folder, [*extra, *overrides], checkpoint=checkpoint, threads=1, quiet=True
         )

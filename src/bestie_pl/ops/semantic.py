@@ -23,7 +23,7 @@ BACKGROUND = 0.3
 BAND = 0.15
 """Activations this close to the background threshold decide nothing."""
 
-ITERATIONS = {"activations": 40, "network": 10}
+ITERATIONS = {"activations": 40, "network": 20}
 """Rounds of averaging: a classifier's blurred maps need more than a network's at stride 4."""
 
 
