@@ -5,38 +5,69 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from experiment import METRICS, ROOT
+from experiment import ROOT
 
 HEAD = {"map25": "mAP25", "map50": "mAP50", "map70": "mAP70", "map75": "mAP75", "miou": "mIoU"}
 
 
-def seeds_table(content: dict[str, Any]) -> list[list[str]]:
-    """Mean and standard deviation over the seeds, a row a setting."""
-    rows = [["", *HEAD.values()]]
+def seeds_table(content: dict[str, Any], columns: dict[str, str] = HEAD) -> list[list[str]]:
+    """Mean and standard deviation over the seeds, a row a setting; a dash where a row has no such figure."""
+    rows = [["", *columns.values()]]
     for row in content["rows"]:
-        cells = []
-        for metric in METRICS:
-            values = row["all"][metric]
-            mean = sum(values) / len(values)
-            spread = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5 if len(values) > 1 else None
-            cells.append(f"{100 * mean:.1f}" + (f" ± {100 * spread:.1f}" if spread is not None else ""))
+        cells = [mean_and_spread(row["all"][key]) if key in row["all"] else "–" for key in columns]
         rows.append([row["name"], *cells])
     return rows
 
 
+def mean_and_spread(values: list[float]) -> str:
+    """In per cent."""
+    mean = f"{100 * statistics.mean(values):.1f}"
+    return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
 def demo_table(content: dict[str, Any]) -> list[list[str]]:
-    """Both runs of the demo."""
-    runs = {"points": content, "full supervision": content["full_supervision"]}
-    return [["", *HEAD.values()]] + [[name, *(f"{100 * run[m]:.1f}" for m in METRICS)] for name, run in runs.items()]
+    """Both runs of the demo, plain and refined at test."""
+    rows = [["", *HEAD.values()]]
+    for name, run in {"tags": content, "full supervision": content["full_supervision"]}.items():
+        for suffix, scores in (("", run), (", refined at test", run["refined_at_test"])):
+            rows.append([name + suffix, *(f"{100 * scores[key]:.1f}" for key in HEAD)])
+    return rows
 
 
+def maps_table(content: dict[str, Any]) -> list[list[str]]:
+    """Mean IoU of semantic maps, a row a source."""
+    return [["", "mIoU"]] + [[row["name"], f"{100 * row['miou']:.1f}"] for row in content["rows"]]
+
+
+def photographs_table(content: dict[str, Any]) -> list[list[str]]:
+    """Instance scores on photographs, for all classes and those with enough images."""
+    keys = ("map25", "map50", "map25_many_images", "map50_many_images", "miou")
+    head = ["", "AP25", "AP50", "AP25, classes with 100 images", "AP50, the same", "mIoU"]
+    return [head] + [[row["name"], *(f"{100 * row[key]:.1f}" for key in keys)] for row in content["rows"]]
+
+
+CLASSIFIER_COLUMNS = {
+    "tag_map": "mAP of the tags",
+    "precision": "cues on an object",
+    "instances_with_one_cue": "objects with exactly one cue",
+    "maps_miou": "mIoU of CAM + PAMR",
+}
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[list[str]]]]] = {
     "demo": ("results/shapes/demo.json", demo_table),
     "ablation": ("results/shapes/ablation_points.json", seeds_table),
     "nuclei": ("results/nuclei/points.json", seeds_table),
+    "table3": ("results/shapes/table3.json", seeds_table),
+    "table4": ("results/shapes/table4.json", partial(seeds_table, columns={"maps_miou": "mIoU of the maps"} | HEAD)),
+    "table5": ("results/shapes/table5.json", seeds_table),
+    "shares": ("results/shapes/shares.json", partial(seeds_table, columns={"share": "share of full"} | HEAD)),
+    "classifiers": ("results/shapes/classifiers.json", partial(seeds_table, columns=CLASSIFIER_COLUMNS)),
+    "photograph_maps": ("results/voc_small/semantic_maps.json", maps_table),
+    "photographs": ("results/voc_small/instances.json", photographs_table),
 }
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # the same names as in _HOME, for type checkers and editors
     from bestie_pl.data.base import InstanceDataModule as InstanceDataModule
     from bestie_pl.data.coco import COCODataModule as COCODataModule
+    from bestie_pl.data.folder import FolderDataModule as FolderDataModule
     from bestie_pl.data.shapes import ShapesDataModule as ShapesDataModule
     from bestie_pl.data.voc import VOCDataModule as VOCDataModule
     from bestie_pl.metrics.coco import COCOInstanceAP as COCOInstanceAP
@@ -48,6 +49,7 @@ _HOME = {
     "CueQuality": "metrics.cues",
     "CueWriter": "modules.cue_writer",
     "Cues": "structures",
+    "FolderDataModule": "data.folder",
     "Geometry": "structures",
     "ImportedMaps": "modules.imported_maps",
     "InstanceDataModule": "data.base",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
+from functools import partial
+from importlib import import_module
 
 from bestie_pl import __version__
 
@@ -14,15 +16,23 @@ VERBS = {
     "test": "score a checkpoint on the test images",
     "predict": "write instance masks for images",
 }
+COMMANDS: dict[str, str] = {
+    "data": "check a data set: `bestie-pl data check --config CONFIG`",
+    "convert": "turn a checkpoint of the authors' release into one of this package",
+    "points": "turn what annotation programs write into points",
+    "export": "join predictions into COCO's results.json, as its test servers take it",
+    "sheet": "draw activation maps and cues of classifiers side by side",
+}
+"""What each command without a Trainer is for; ``bestie_pl.commands.NAME.main`` does it."""
 
 HELP = "\n".join(
     [
-        "usage: bestie-pl [-h] [--version] {" + ",".join(VERBS) + "} ...",
+        "usage: bestie-pl [-h] [--version] {" + ",".join(VERBS | COMMANDS) + "} ...",
         "",
         "Instance segmentation learnt from image tags or one point per object.",
         "",
         "commands:",
-        *(f"  {verb:<12}{purpose}" for verb, purpose in VERBS.items()),
+        *(f"  {verb:<12}{purpose}" for verb, purpose in (VERBS | COMMANDS).items()),
         "",
         "options:",
         "  -h, --help  show this text; `bestie-pl fit --help` lists the options of a command",
@@ -57,12 +67,13 @@ def main(args: list[str] | None = None) -> int:
     if first == "--version":
         print(f"bestie-pl {__version__}")
         return 0
-    if not first.startswith("-") and first not in VERBS:
-        return _fail(f"unknown command {first!r}; expected one of {', '.join(VERBS)}")
+    if not first.startswith("-") and first not in VERBS | COMMANDS:
+        return _fail(f"unknown command {first!r}; expected one of {', '.join(VERBS | COMMANDS)}")
+    run = partial(_run_command, first, given[1:]) if first in COMMANDS else partial(_run, args)
     if os.environ.get("BESTIE_DEBUG") == "1":
-        return _run(args)
+        return run()
     try:
-        return _run(args)
+        return run()
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
     except (ValueError, FileNotFoundError, PermissionError) as error:
@@ -87,6 +98,11 @@ def _run(args: list[str] | None) -> int:
             raise KeyboardInterrupt from stop
         raise
     return 0
+
+
+def _run_command(name: str, args: list[str]) -> int:
+    status: int = import_module(f"bestie_pl.commands.{name}").main(args)
+    return status
 
 
 def _fail(message: str, status: int = EXIT_USAGE) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import re
 import sys
@@ -11,12 +12,14 @@ from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
+from jsonargparse import ActionConfigFile
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger
 
 # imported so that the command line and configurations find them by their short names
 from bestie_pl.data.coco import COCODataModule
+from bestie_pl.data.folder import FolderDataModule
 from bestie_pl.data.shapes import ShapesDataModule
 from bestie_pl.data.voc import VOCDataModule
 from bestie_pl.modules.bestie import BestieModule
@@ -33,6 +36,7 @@ __all__ = [
     "BestieModule",
     "COCODataModule",
     "CueWriter",
+    "FolderDataModule",
     "ImportedMaps",
     "PeakAttentionModule",
     "PictureWriter",
@@ -42,11 +46,26 @@ __all__ = [
     "SemanticModule",
     "ShapesDataModule",
     "VOCDataModule",
+    "data_parser",
+    "read_data_module",
     "run",
 ]
 
 SHARED = ("num_classes", "class_names", "supervision", "recipe", "object_scale", "min_area")
 """What data and model must agree on. The data owns it; a module of one's own defines these attributes too."""
+
+SEED = 3407
+OTHER_KEYS = (
+    "trainer",
+    "model",
+    "optimizer",
+    "lr_scheduler",
+    "ckpt_path",
+    "weights_only",
+    "verbose",
+    "return_predictions",
+)
+"""What else than data and seed stands in a configuration of ``fit | validate | test | predict``."""
 
 
 class BestieParser(LightningArgumentParser):
@@ -131,6 +150,25 @@ def _worth_saying(record: logging.LogRecord) -> bool:
     return "💡 Tip" not in message
 
 
+def data_parser(command: str, purpose: str) -> BestieParser:
+    """A parser of the same configurations for a command that needs their data alone; it may take more options."""
+    parser = BestieParser(prog=f"bestie-pl {command}", description=purpose)
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="Configuration of a training; its data is read")
+    parser.add_lightning_class_args(pl.LightningDataModule, "data", subclass_mode=True)
+    parser.add_argument("--seed_everything", type=bool | int, default=SEED, help=argparse.SUPPRESS)
+    for name in OTHER_KEYS:
+        parser.add_argument(f"--{name}", type=Any, help=argparse.SUPPRESS)
+    return parser
+
+
+def read_data_module(parser: BestieParser, args: list[str]) -> tuple[pl.LightningDataModule, Any]:
+    """The data module that the command line describes, and the values of all options; seeds as a training does."""
+    options = parser.parse_args(args)
+    if options.seed_everything is not False:
+        pl.seed_everything(None if options.seed_everything is True else options.seed_everything, workers=True)
+    return parser.instantiate_classes(options).data, options
+
+
 def run(args: list[str] | None = None) -> None:
     """Parse the command line (or ``args``) and do what it says."""
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
@@ -145,7 +183,7 @@ def run(args: list[str] | None = None) -> None:
         subclass_mode_data=True,
         parser_class=BestieParser,
         parser_kwargs={"prog": "bestie-pl"},
-        seed_everything_default=3407,
+        seed_everything_default=SEED,
         # every image is evaluated once: the data modules bring their own samplers
         trainer_defaults={"use_distributed_sampler": False},
         load_from_checkpoint_support=False,

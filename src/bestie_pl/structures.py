@@ -153,6 +153,7 @@ class Components(_Movable):
         classes: (K + 1,) int64, 0-based; -1 in row 0.
         area: (K + 1,) int64, pixels; 0 in row 0.
         center_yx: (K + 1, 2) int64, centroid with its fraction cut off.
+        pixels: How many pixels of ``labels`` are not 0, where the host knows it without asking the device again.
     """
 
     labels: Tensor
@@ -160,6 +161,7 @@ class Components(_Movable):
     classes: Tensor
     area: Tensor
     center_yx: Tensor
+    pixels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -258,10 +260,13 @@ class Batch(_Movable):
         names: B image names, unique in the data set.
         sizes: B pairs (H, W): the part of ``images`` that is no padding.
         original_sizes: B pairs (H, W): of the image files, where predictions belong.
+        pointed: (B,) bool: whose ``cues`` are given points; the other images have tags only, and perhaps a classifier's
+            cues. None where the supervision is the same for all images.
         semantic: (B, H, W) uint8 or None: the semantic map that labels are made from; 255 in the padding.
         components: of the tagged classes in ``semantic``, shared by transfer and refinement; made on the device.
         pseudo: the labels that training starts from (true instances where the supervision is ``full``).
         truth: true instances of the training crop, for measuring label quality; never used by a loss.
+        predicted: instances of the training crop that an earlier model predicted, until they are the pseudo labels.
         references: ground truth at the original size, for evaluation.
         semantic_references: B maps (H, W) uint8 at the original size, for evaluation.
     """
@@ -272,10 +277,12 @@ class Batch(_Movable):
     names: tuple[str, ...]
     sizes: tuple[tuple[int, int], ...]
     original_sizes: tuple[tuple[int, int], ...]
+    pointed: Tensor | None = None
     semantic: Tensor | None = None
     components: Components | None = None
     pseudo: LabeledInstances | None = None
     truth: LabeledInstances | None = None
+    predicted: LabeledInstances | None = None
     references: tuple[Instances, ...] | None = None
     semantic_references: tuple[Tensor, ...] | None = None
 

@@ -139,15 +139,13 @@ def test_cue_errors_name_file_and_line(tmp_path, line, message):
 def test_list_errors(tmp_path):
     path = tmp_path / "list.txt"
     path.write_text("a 0 2 \nb\n\n")
-    assert {name: row.tolist() for name, row in read_tag_list(path, 3).items()} == {
-        "a": [True, False, True],
-        "b": [False] * 3,
-    }
+    names, tags = read_tag_list(path, 3)
+    assert names == ["a", "b"] and tags.tolist() == [[True, False, True], [False] * 3]
     assert read_names(path) == ["a", "b"]
     with pytest.raises(ValueError, match="list.txt line 1: found 'a 0 2'; expected .*0..1"):
         read_tag_list(path, 2)
     path.write_text("a\nb\na\n")
-    with pytest.raises(ValueError, match="image a is listed twice"):
+    with pytest.raises(ValueError, match="listed more than once: a;"):
         read_names(path)
     path.write_text("\n")
     with pytest.raises(ValueError, match="no image name"):
@@ -227,7 +225,7 @@ def test_true_semantic_maps_need_no_true_objects(voc_folder):
     for path in (voc_folder / "SegmentationObject").glob("a[0-5].png"):
         path.unlink()
     sample = fit_module(voc_folder, semantic_source="ground_truth").datasets["train"][0]
-    assert sample.semantic.unique().tolist() == [0, 1, 2, 255] and sample.ids is None
+    assert sample.semantic.unique().tolist() == [0, 1, 2, 255] and sample.truth is None
 
 
 def test_label_quality_brings_the_truth_along(voc_folder):
@@ -246,7 +244,8 @@ def test_image_scale_moves_everything_alike(voc_folder):
     plain = fit_module(voc_folder, label_quality=True).datasets["train"][0]
     double = fit_module(voc_folder, label_quality=True, image_scale=2.0).datasets["train"][0]
     assert double.image.shape == (3, 80, 120) and double.original_size == (40, 60)
-    assert torch.equal(double.semantic[::2, ::2], plain.semantic) and torch.equal(double.ids[1::2, 1::2], plain.ids)
+    assert torch.equal(double.semantic[::2, ::2], plain.semantic)
+    assert torch.equal(double.truth.ids[1::2, 1::2], plain.truth.ids)
     assert torch.equal(double.cues.yx, (plain.cues.yx + 0.5) * 2 - 0.5)
     data = fit_module(voc_folder, image_scale=2.0)
     val = data.datasets["val"][0]

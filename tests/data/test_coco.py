@@ -107,7 +107,8 @@ def test_crowds_are_tagged_but_no_instances(coco_folder):
     data.setup("fit")
     sample = data.datasets["train"][0]
     assert sample.tags.tolist() == [True, True, False]
-    assert sample.classes.tolist() == [0] and int(sample.ids.max()) == 1 and int((sample.ids == 1).sum()) == 400
+    assert sample.truth.classes.tolist() == [0]
+    assert int(sample.truth.ids.max()) == 1 and int((sample.truth.ids == 1).sum()) == 400
 
 
 def test_training_needs_no_masks(coco_folder):
@@ -164,7 +165,7 @@ def test_missing_files(coco_folder):
         (lambda c: c["annotations"][0].update(image_id=99), "annotation 7 has image_id 99 and category_id 44"),
         (lambda c: c["annotations"][1].update(category_id=4), "annotation 8 has image_id 50 and category_id 4"),
         (lambda c: c["images"][0].pop("file_name"), "an entry without 'file_name'"),
-        (lambda c: c["images"][1].update(file_name="sub/one.jpg"), "image sub/one is listed twice"),
+        (lambda c: c["images"][1].update(file_name="sub/one.jpg"), "listed more than once: sub/one;"),
         (lambda c: c.update(images=[]), "lists no images"),
         (lambda c: c["images"][0].update(width=W + 1), r"is 41 x 30 px .* but its file is 40 x 30"),
         (lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4]]), "annotation 7: no mask; expected polygons"),
@@ -270,5 +271,5 @@ def test_points_lie_on_their_nuclei(nuclei):
     for n in range(0, len(samples), 20):
         sample = samples[n]
         y, x = sample.cues.yx.round().long().unbind(1)
-        assert sample.ids[y, x].tolist() == list(range(1, len(sample.classes) + 1))
-    assert torch.equal(samples[0].ids > 0, samples[0].semantic == 1)
+        assert sample.truth.ids[y, x].tolist() == list(range(1, len(sample.truth.classes) + 1))
+    assert torch.equal(samples[0].truth.ids > 0, samples[0].semantic == 1)

@@ -157,7 +157,10 @@ def test_cues_go_where_the_data_module_looks(shapes_folder: Path, tmp_path: Path
     trainer = pl.Trainer(default_root_dir=tmp_path, logger=False, enable_checkpointing=False, accelerator="cpu")
     trainer.datamodule = make_data(shapes_folder)  # type: ignore[attr-defined]
     assert CueWriter().folder(trainer) == shapes_folder / "Peak_points"
+    assert CueWriter("mine").folder(trainer) == shapes_folder / "mine"
+    assert CueWriter(str(tmp_path / "mine")).folder(trainer) == tmp_path / "mine"
     trainer.datamodule = None  # type: ignore[attr-defined]
+    assert CueWriter("mine").folder(trainer) == Path("mine")
     assert CueWriter().folder(trainer) == tmp_path / "cues"
 
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
+import torch
 from PIL import Image
-from torch import Tensor
 
 from bestie_pl.data.shapes import ShapesDataModule
+from bestie_pl.modules.cue_writer import CueWriter
 from bestie_pl.modules.imported_maps import ImportedMaps
 from bestie_pl.modules.map_writer import SemanticMapWriter
-from bestie_pl.structures import Batch
+from bestie_pl.modules.peak_attention import ActivationPrediction, PeakAttentionModule
+from bestie_pl.structures import Batch, Cues
 
 CLASSES = ["fish", "lock", "beetle", "kite", "moon"]
 
@@ -48,14 +49,14 @@ class Classifier(pl.LightningModule):
     """Activations that are the brightness of the image, for every tagged class."""
 
     class_names = tuple(CLASSES)
+    makes_activations = True
 
-    def activation_maps(self, images: Tensor, tags: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
-        bright = images.mean(1, keepdim=True)
-        return bright / bright.amax((2, 3), keepdim=True) * tags[:, :, None, None]
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[int]:
+    def predict_step(self, batch: Batch, batch_idx: int) -> ActivationPrediction:
         self.seen = [*getattr(self, "seen", []), *batch.names]
-        return [0] * len(batch)
+        bright = [image[:, :h, :w].mean(0) for image, (h, w) in zip(batch.images, batch.sizes, strict=True)]
+        counts = batch.tags.sum(1).tolist()
+        maps = tuple((b / b.max()).repeat(count, 1, 1) for b, count in zip(bright, counts, strict=True))
+        return ActivationPrediction((Cues.empty(),) * len(batch), maps)
 
 
 def read(path: Path) -> np.ndarray:
@@ -112,6 +113,39 @@ def test_an_image_is_left_out_only_if_every_writer_has_finished_it(shapes_folder
     both = Classifier()
     predict(both, data, tmp_path, SemanticMapWriter(str(tmp_path / "one")), SemanticMapWriter(str(tmp_path / "two")))
     assert len(both.seen) == 16 and len(os.listdir(tmp_path / "two")) == 16
+
+
+def test_cues_and_maps_come_from_one_look_at_each_image(shapes_folder: Path, tmp_path: Path) -> None:
+    """Together they are the files of each writer alone; images are enlarged, so cues and maps differ in size."""
+
+    def run(folder: Path, *writers: pl.Callback) -> int:
+        torch.manual_seed(0)
+        module = PeakAttentionModule(
+            5, CLASSES, backbone="mobilenetv3_small_100", backbone_weights=None, width=16, cue_window=5, mirror=False
+        )
+        seen = 0
+
+        def look(images: torch.Tensor, alpha: float | None = None) -> torch.Tensor:
+            nonlocal seen
+            seen += len(images)
+            assert images.shape[-2:] == (128, 128)
+            return torch.nn.functional.avg_pool2d(images.std(1, keepdim=True), 8).repeat(1, 5, 1, 1)
+
+        module.model.forward = look  # type: ignore[method-assign]
+        predict(module, make_data(shapes_folder, image_scale=2.0, semantic_source="none"), folder, *writers)
+        return seen
+
+    def content(folder: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    both, cues, maps = (tmp_path / name for name in ("both", "cues", "maps"))
+    writers = [(CueWriter(str(folder / "cues")), SemanticMapWriter(iterations=1)) for folder in (both, cues, maps)]
+    assert run(both, *writers[0]) == 16
+    assert run(cues, writers[1][0]) == run(maps, writers[2][1]) == 16
+    assert content(both / "cues") == content(cues / "cues") and len(content(cues / "cues")) == 16
+    assert content(both / "semantic_maps") == content(maps / "semantic_maps")
+    assert any(np.unique(read(path)).max() > 0 for path in (maps / "semantic_maps").iterdir())
+    assert {Image.open(path).size for path in (maps / "semantic_maps").iterdir()} == {(64, 64)}
 
 
 def test_two_processes_write_each_image_once_and_one_report(shapes_folder: Path, tmp_path: Path) -> None:

@@ -176,21 +176,23 @@ def test_the_releases_optimiser(shapes_folder: Path, tmp_path: Path) -> None:
 def test_activation_maps_are_of_tags_and_of_no_padding(mirror: bool) -> None:
     module = ready_module(mirror=mirror)
     batch = make_batch((64, 64), (48, 40), (33, 64))
-    maps = module.activation_maps(batch.images, batch.tags, batch.sizes)
-    assert maps.shape == (3, 5, 64, 64) and maps.dtype == torch.float32
-    assert maps[:, [0, 2, 4]].abs().max() == 0
-    for b, (h, w) in enumerate(batch.sizes):
-        assert maps[b, :, h:].abs().sum() == maps[b, :, :, w:].abs().sum() == 0
-        alone = module.activation_maps(batch.images[b : b + 1, :, :h, :w], batch.tags[b : b + 1], [(h, w)])
-        assert torch.allclose(maps[b, :, :h, :w], alone[0], atol=1e-4)
-    assert maps[:, [1, 3]].amax((2, 3)).min() > 0.5 and maps.max() <= 1
+    batch = replace(batch, tags=batch.tags & torch.tensor([[True], [True], [False]]))
+    maps = module.predict_step(batch, 0).activations
+    assert [tuple(m.shape) for m in maps] == [(2, 64, 64), (2, 48, 40), (0, 33, 64)]
+    for b, (own, (h, w)) in enumerate(zip(maps, batch.sizes, strict=True)):
+        image = Batch(
+            batch.images[b : b + 1, :, :h, :w], batch.tags[b : b + 1], Cues.empty(), ("a",), ((h, w),), ((h, w),)
+        )
+        (alone,) = module.predict_step(image, 0).activations
+        assert own.dtype == torch.float32 and torch.allclose(own, alone, atol=1e-4)
+        assert (own.amax((1, 2)) > 0.5).all() and (own <= 1).all()
 
 
 def test_mirroring_an_image_mirrors_its_maps() -> None:
     module = ready_module(mirror=True, scales=(1.0, 0.75))
     batch = make_batch((48, 64))
-    plain = module.activation_maps(batch.images, batch.tags, batch.sizes)
-    mirrored = module.activation_maps(batch.images.flip(-1), batch.tags, batch.sizes)
+    (plain,) = module.predict_step(batch, 0).activations
+    (mirrored,) = module.predict_step(replace(batch, images=batch.images.flip(-1)), 0).activations
     assert torch.allclose(plain, mirrored.flip(-1), atol=1e-4) and plain.max() > 0.5
 
 
@@ -220,7 +222,7 @@ def test_predictions_are_the_releases_cues(
         sizes=((height, width),),
         original_sizes=(tuple(data[f"{case}_size"].tolist()),),
     )
-    (cues,) = module.predict_step(batch, 0)
+    (cues,) = module.predict_step(batch, 0).cues
     found = np.column_stack([cues.yx.flip(1), cues.classes, cues.scores])
     expected = data[f"{case}_out_points_x_y_cls_conf"]
     order, reference = np.lexsort(found.T[:3]), np.lexsort(expected.T[:3])
@@ -231,9 +233,9 @@ def test_predictions_are_the_releases_cues(
 def test_cues_are_in_pixels_of_the_file() -> None:
     module = ready_module(cue_window=9)
     batch = make_batch((64, 64), (48, 40), (64, 64), originals=((128, 100), (48, 40), (64, 64)))
-    predictions = module.predict_step(batch, 0)
-    assert len(predictions) == 3
-    for b, cues in enumerate(predictions):
+    prediction = module.predict_step(batch, 0)
+    assert len(prediction.cues) == 3
+    for b, cues in enumerate(prediction.cues):
         h, w = batch.sizes[b]
         image = batch.images[b : b + 1, :, :h, :w]
         classes = torch.tensor([1, 3])
@@ -246,12 +248,13 @@ def test_cues_are_in_pixels_of_the_file() -> None:
         assert torch.equal(cues.yx, expected.yx) and torch.equal(cues.classes, expected.classes)
         assert torch.allclose(cues.scores, expected.scores, atol=1e-5) and cues.image.sum() == 0
         assert set(cues.classes.tolist()) == {1, 3}
+        assert prediction.activations[b].shape == (2, h, w), "at the size that the network saw"
 
 
 def test_an_image_without_tags_has_no_cue() -> None:
     batch = make_batch((64, 64))
-    (cues,) = make_module().eval().predict_step(replace(batch, tags=torch.zeros_like(batch.tags)), 0)
-    assert len(cues) == 0
+    (cues,), (maps,) = make_module().eval().predict_step(replace(batch, tags=torch.zeros_like(batch.tags)), 0)
+    assert len(cues) == 0 and maps.shape == (0, 64, 64)
 
 
 def test_a_checkpoint_alone_gives_the_module_back(shapes_folder: Path, tmp_path: Path) -> None:

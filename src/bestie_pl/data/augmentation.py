@@ -88,7 +88,7 @@ def similarities(scale: Tensor, corner: Tensor, turns: Tensor, crop_size: int) -
 
 
 def warp_batch(batch: Batch, matrix: Tensor, crop_size: int) -> Batch:
-    """Move images (bilinear), semantic maps and true instances (nearest) and cues by the same matrices.
+    """Move images (bilinear), semantic maps and instances (nearest) and cues by the same matrices.
 
     Outside of an image are the mean colour, 255 in the semantic map and no instance; cues out there are dropped.
 
@@ -110,7 +110,8 @@ def warp_batch(batch: Batch, matrix: Tensor, crop_size: int) -> Batch:
         images=images.clamp(0, 1),
         semantic=semantic,
         cues=move_cues(batch.cues, matrix, crop_size),
-        truth=None if batch.truth is None else _warp_truth(batch.truth, matrix, crop),
+        truth=_warp_instances(batch.truth, matrix, crop),
+        predicted=_warp_instances(batch.predicted, matrix, crop),
         sizes=(crop,) * len(batch),
     )
 
@@ -132,8 +133,12 @@ def change_colors(images: Tensor, factors: Tensor) -> Tensor:
     return enhance.adjust_hue(images, hue).clamp(0, 1)
 
 
-def _warp_truth(truth: LabeledInstances, matrix: Tensor, crop: tuple[int, int]) -> LabeledInstances:
-    return instances_from_map(_warp_numbers(truth.ids, matrix, crop), truth.image, truth.classes)
+def _warp_instances(
+    instances: LabeledInstances | None, matrix: Tensor, crop: tuple[int, int]
+) -> LabeledInstances | None:
+    if instances is None:
+        return None
+    return instances_from_map(_warp_numbers(instances.ids, matrix, crop), instances.image, instances.classes)
 
 
 def _warp_numbers(numbers: Tensor, matrix: Tensor, crop: tuple[int, int]) -> Tensor:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bestie_pl.data.augmentation import Augmentation
 from bestie_pl.data.files import IMAGE_SUFFIXES, Packed, check_unique, require_folder
+from bestie_pl.data.predicted_labels import LABEL_THRESHOLD, REMEDY
 from bestie_pl.data.samples import (
     STRIDE,
     EvaluationSampler,
@@ -29,8 +30,9 @@ from bestie_pl.data.samples import (
     collate,
 )
 from bestie_pl.ops.components import label_components, tagged_classes
+from bestie_pl.ops.mixed import mix_labels
 from bestie_pl.ops.transfer import transfer
-from bestie_pl.structures import Batch, Geometry, Recipe, Supervision
+from bestie_pl.structures import Batch, Components, Geometry, LabeledInstances, Recipe, Supervision
 
 Stage = Literal["train", "val", "test", "predict"]
 SemanticSource = Literal["folder", "ground_truth", "none"]
@@ -60,6 +62,10 @@ class InstanceDataModule(pl.LightningDataModule):
         object_scale: Size of the objects relative to VOC's (50 to 400 px), after ``image_scale``.
         min_area: Components with fewer pixels get no label, at ``object_scale: 1``.
         cue_threshold: Training uses only cues that are surer than this.
+        labels_from: Folder of an earlier model's predictions for the training images, ``RUN/predictions``, to start the
+            labels from (iterative training, paper table 5). Of tagged classes, and with ``supervision: points`` those
+            that hold exactly one point of their class. With ``tags`` no cues are read then.
+        label_threshold: Least score of such a prediction. The default is the least centre score of a refined label.
         label_quality: Also read the true instances of training images, to measure the labels, and of predicted images,
             to measure cues. No loss uses them.
         batch_size: Training images per process.
@@ -84,6 +90,8 @@ class InstanceDataModule(pl.LightningDataModule):
         object_scale: float = 1.0,
         min_area: int = Geometry.min_area,
         cue_threshold: float = 0.7,
+        labels_from: str | None = None,
+        label_threshold: float = LABEL_THRESHOLD,
         label_quality: bool = False,
         batch_size: int = 8,
         eval_batch_size: int = 4,
@@ -102,9 +110,15 @@ class InstanceDataModule(pl.LightningDataModule):
         _check_range("image_scale > 0", image_scale > 0, image_scale)
         _check_range("crop_size, batch_size, eval_batch_size >= 1", min(crop_size, batch_size, eval_batch_size) >= 1, 0)
         _check_range("0 <= cue_threshold < 1", 0 <= cue_threshold < 1, cue_threshold)
+        _check_range("0 <= label_threshold <= 1", 0 <= label_threshold <= 1, label_threshold)
         _check_range("0 <= color_jitter <= 3", 0 <= color_jitter <= 3, color_jitter)
         if semantic_source == "none" and supervision != "tags":
             raise ValueError(f"semantic_source none leaves nothing but tags; use supervision tags, not {supervision}")
+        if labels_from is not None and (supervision == "full" or semantic_source == "none"):
+            raise ValueError(
+                "labels_from gives labels for training on semantic maps with supervision tags or points; leave it out "
+                f"with supervision {supervision} and semantic_source {semantic_source}"
+            )
         self.root = Path(root)
         self.class_names = tuple(class_names)
         self.supervision: Supervision = supervision
@@ -113,6 +127,8 @@ class InstanceDataModule(pl.LightningDataModule):
         self.object_scale, self.min_area = object_scale, min_area
         self.geometry = Geometry(min_area=min_area).scaled(object_scale)
         self.cue_threshold, self.label_quality = cue_threshold, label_quality
+        self.labels_from = None if labels_from is None else Path(labels_from)
+        self.label_threshold = label_threshold
         self.batch_size, self.num_workers = batch_size, num_workers
         self.eval_batch_size = 1 if recipe == "release" else eval_batch_size
         self.crop_size, self.image_scale = crop_size, image_scale
@@ -147,6 +163,13 @@ class InstanceDataModule(pl.LightningDataModule):
         """Whether training opens instance masks."""
         return (self.supervision == "full" or self.label_quality) and not self.tags_only
 
+    @property
+    def reads_cues(self) -> bool:
+        """Whether training needs points or cues; predicted labels take the place of cues."""
+        return self.supervision == "points" or (
+            self.supervision == "tags" and self.labels_from is None and not self.tags_only
+        )
+
     def reads_truth(self, stage: Stage) -> bool:
         """Whether the images of a stage come with their true instances and semantic maps."""
         if stage == "train":
@@ -174,11 +197,11 @@ class InstanceDataModule(pl.LightningDataModule):
                 rank_zero_warn(f"Not weakly supervised: {note}.")
             self._add("train", lambda: self._training_samples(self.open_split("train")))
         if stage in ("fit", "validate"):
-            self._add("val", lambda: self._evaluation_samples(self.open_split("val")))
+            self._add("val", lambda: self.evaluation_samples(self.open_split("val")))
         if stage == "test":
-            self._add("test", lambda: self._evaluation_samples(self.open_split("test")))
+            self._add("test", lambda: self.evaluation_samples(self.open_split("test")))
         if stage == "predict":
-            self._add("predict", lambda: self._evaluation_samples(self._predict_split()))
+            self._add("predict", lambda: self.evaluation_samples(self._predict_split()))
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Shuffled anew each epoch; the last, smaller batch is left out."""
@@ -226,11 +249,13 @@ class InstanceDataModule(pl.LightningDataModule):
         components = label_components(tagged_classes(batch.semantic, batch.tags))
         if self.supervision == "full":
             pseudo = batch.truth
+        elif batch.pointed is None:
+            pseudo = self._pseudo_labels(batch, components, self.supervision)
         else:
-            pseudo = transfer(
-                components, batch.cues, supervision=self.supervision, recipe=self.recipe, geometry=self.geometry
-            )
-        return replace(batch, components=components, pseudo=pseudo, truth=batch.truth if self.label_quality else None)
+            of_points, of_tags = (self._pseudo_labels(batch, components, kind) for kind in ("points", "tags"))
+            pseudo = mix_labels(of_points, of_tags, batch.pointed)
+        truth = batch.truth if self.label_quality else None
+        return replace(batch, components=components, pseudo=pseudo, truth=truth, predicted=None)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training needs to draw the same augmentations."""
@@ -245,6 +270,15 @@ class InstanceDataModule(pl.LightningDataModule):
         """Number of processes, and which one this is."""
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
 
+    def _pseudo_labels(
+        self, batch: Batch, components: Components, supervision: Literal["tags", "points"]
+    ) -> LabeledInstances:
+        if supervision == "tags" and batch.predicted is not None:
+            return batch.predicted
+        # a point cleans predictions as it does components, and says where their centre is
+        candidates = components if batch.predicted is None else _as_components(batch.predicted)
+        return transfer(candidates, batch.cues, supervision=supervision, recipe=self.recipe, geometry=self.geometry)
+
     def _add(self, stage: Stage, make: Callable[[], Dataset[Sample]]) -> None:
         if stage not in self.datasets:
             self.datasets[stage] = make()
@@ -254,21 +288,26 @@ class InstanceDataModule(pl.LightningDataModule):
             split = replace(split, semantic_dir=None, cues_dir=None, truth=None)
         elif self.semantic_source == "folder" or split.semantic_dir is not None:
             _require(split.semantic_dir, "semantic maps", "NAME.png", "semantic_dir")
-        if self.supervision != "full" and not self.tags_only:
-            what = "points" if self.supervision == "points" else "cues"
+        if self.labels_from is not None:
+            require_folder(self.labels_from, f"predicted instances NAME.json of the training images; {REMEDY}")
+        if self.reads_cues and (split.points is None or split.cues_dir is not None):
+            what = "points" if self.supervision == "points" and split.points is None else "cues"
             _require(split.cues_dir, what, "NAME.txt of lines `x y class conf`", "cues_dir or points_dir")
         return TrainingSamples(
             split,
-            self.num_classes,
-            read_cues=self.supervision != "full",
+            self.class_names,
+            read_cues=self.reads_cues,
             read_instances=self.reads_true_instances,
+            labels_from=self.labels_from,
+            label_threshold=self.label_threshold,
             cue_threshold=self.cue_threshold,
             image_scale=self.image_scale,
             release_crop=self.crop_size if self.recipe == "release" else None,
             seed=_run_seed(),
         )
 
-    def _evaluation_samples(self, split: Split) -> EvaluationSamples:
+    def evaluation_samples(self, split: Split) -> EvaluationSamples:
+        """The images of a split as they are evaluated: whole, and of the size that the settings ask for."""
         release = self.recipe == "release"
         if self.tags_only:
             # cues may be what is being written
@@ -320,6 +359,13 @@ class InstanceDataModule(pl.LightningDataModule):
             drop_last=drop_last,
             persistent_workers=self.num_workers > 0,
         )
+
+
+def _as_components(instances: LabeledInstances) -> Components:
+    """Instances as what ``transfer`` chooses from."""
+    return Components(
+        instances.ids, instances.image, instances.classes, instances.area, center_yx=instances.center_yx.long()
+    )
 
 
 def _run_seed() -> int:

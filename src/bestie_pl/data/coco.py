@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +60,7 @@ class COCODataModule(InstanceDataModule):
     ) -> None:
         base = Path(root)
         path = base / val_annotations
-        categories = _categories(_read_json(path), path)
+        categories = read_categories(path)
         super().__init__(root, tuple(categories.values()), **kwargs)
         self.category_ids = tuple(categories)
         self.image_ids: dict[str, int] = {}
@@ -101,6 +105,16 @@ class COCOIndex:
     annotations: Packed | None
 
 
+def read_categories(path: Path) -> dict[int, str]:
+    """Category id -> name of an annotation file, ascending.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not COCO's layout, or no category.
+    """
+    return _categories(_parse(_read(path), path, lambda *annotation: None), path)
+
+
 def read_index(path: Path, category_ids: tuple[int, ...], *, keep_masks: bool) -> COCOIndex:
     """Read an annotation file; without ``keep_masks`` only its tags are kept.
 
@@ -108,7 +122,16 @@ def read_index(path: Path, category_ids: tuple[int, ...], *, keep_masks: bool) -
         FileNotFoundError: No such file.
         ValueError: Not COCO's layout, other categories than ``category_ids``, or an annotation of an unknown image.
     """
-    content = _read_json(path)
+    text = _read(path)
+    found: list[tuple[Any, Any, Any]] = []
+    spans: list[tuple[int, int]] = []
+
+    def keep(annotation: Any, start: int, end: int) -> None:
+        record = annotation if isinstance(annotation, dict) else {}
+        found.append((record.get("id"), record.get("image_id"), record.get("category_id")))
+        spans.append((start, end))
+
+    content = _parse(text, path, keep)
     if "categories" in content and tuple(_categories(content, path)) != category_ids:
         raise ValueError(
             f"{path}: categories {tuple(_categories(content, path))} differ from {category_ids} of the validation "
@@ -118,48 +141,98 @@ def read_index(path: Path, category_ids: tuple[int, ...], *, keep_masks: bool) -
     if not images:
         raise ValueError(f"{path}: lists no images; expected a COCO annotation file with `images`")
     files = [str(_field(image, "file_name", path)) for image in images]
-    names = [str(Path(file).with_suffix("")) for file in files]
+    names = [os.path.splitext(os.path.normpath(file))[0] for file in files]
     check_unique(path, names)
     image_ids = [int(_field(image, "id", path)) for image in images]
-    rows = {image_id: row for row, image_id in enumerate(image_ids)}
-    classes = {category: number for number, category in enumerate(category_ids)}
-    tags = torch.zeros(len(images), len(category_ids), dtype=torch.bool)
-    kept: list[list[dict[str, Any]]] = [[] for _ in images]
-    for annotation in content.get("annotations", ()):
-        row, number = rows.get(annotation.get("image_id")), classes.get(annotation.get("category_id"))
-        if row is None or number is None:
+    row_of = {image_id: row for row, image_id in enumerate(image_ids)}
+    if len(row_of) < len(image_ids):
+        twice = next(image_id for image_id, count in Counter(image_ids).items() if count > 1)
+        raise ValueError(f"{path}: several images have the id {twice}; ids must be unique")
+    class_of = {category: number for number, category in enumerate(category_ids)}
+    rows, classes = [], []
+    for number, image_id, category_id in found:
+        if image_id not in row_of or category_id not in class_of:
             raise ValueError(
-                f"{path}: annotation {annotation.get('id')} has image_id {annotation.get('image_id')} and category_id "
-                f"{annotation.get('category_id')}; expected those of an image and a category of the file"
+                f"{path}: annotation {number} has image_id {image_id} and category_id {category_id}; expected those of "
+                "an image and a category of the file"
             )
-        tags[row, number] = True
-        if keep_masks:
-            kept[row].append(
-                {
-                    "id": annotation.get("id"),
-                    "class": number,
-                    "iscrowd": annotation.get("iscrowd", 0),
-                    "segmentation": annotation.get("segmentation"),
-                }
-            )
+        rows.append(row_of[image_id])
+        classes.append(class_of[category_id])
+    row = torch.tensor(rows, dtype=torch.int64)
+    tags = torch.zeros(len(images), len(category_ids), dtype=torch.bool)
+    tags[row, torch.tensor(classes, dtype=torch.int64)] = True
+
+    def annotations() -> Iterator[str]:
+        order, first = row.argsort(stable=True).tolist(), 0
+        for last in row.bincount(minlength=len(images)).cumsum(0).tolist():
+            # of equal keys the last one counts
+            own = (f'{text[spans[k][0] : spans[k][1] - 1]},"class":{classes[k]}}}' for k in order[first:last])
+            yield f"[{','.join(own)}]"
+            first = last
+
     return COCOIndex(
         names=Packed(names),
         files=Packed(files),
         image_ids=torch.tensor(image_ids),
         sizes=torch.tensor([[_field(image, "height", path), _field(image, "width", path)] for image in images]),
         tags=tags,
-        annotations=Packed(json.dumps(annotations) for annotations in kept) if keep_masks else None,
+        annotations=Packed(annotations()) if keep_masks else None,
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> str:
+    return read_text(path, "a COCO annotation file; check root and the annotation arguments")
+
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def _parse(text: str, path: Path, take: Callable[[Any, int, int], None]) -> dict[str, Any]:
+    """The content of an annotation file without its annotations, which ``take`` gets one by one and where they stand.
+
+    All annotations of COCO at once are gigabytes of small objects, and making them takes four times as long.
+    """
+    decode = json.JSONDecoder().raw_decode
+
+    def skip(at: int) -> int:
+        space = _SPACE.match(text, at)
+        return space.end() if space else at
+
+    def step(at: int, *expected: str) -> tuple[str, int]:
+        at = skip(at)
+        if text[at : at + 1] not in expected:
+            raise json.JSONDecodeError(f"Expecting {' or '.join(expected)}", text, at)
+        return text[at], skip(at + 1)
+
+    def enter(at: int, opening: str, closing: str) -> tuple[str, int]:
+        mark, at = step(at, opening)
+        return step(at, closing) if text.startswith(closing, at) else (mark, at)
+
+    def members() -> Iterator[tuple[str, Any]]:
+        mark, at = enter(0, "{", "}")
+        while mark != "}":
+            key, at = decode(text, at)
+            _, at = step(at, ":")
+            if key == "annotations" and text.startswith("[", at):
+                mark, at = enter(at, "[", "]")
+                while mark != "]":
+                    start = at
+                    value, at = decode(text, start)
+                    take(value, start, at)
+                    mark, at = step(at, ",", "]")
+            else:
+                value, at = decode(text, at)
+                yield key, value
+            mark, at = step(at, ",", "}")
+        if at < len(text):
+            raise json.JSONDecodeError("Extra data", text, at)
+
+    if text.startswith("[", skip(0)):
+        raise ValueError(f"{path}: holds a list; expected a COCO annotation file with `images` and `categories`")
     try:
-        content = json.loads(read_text(path, "a COCO annotation file; check root and the annotation arguments"))
+        return dict(members())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: is no JSON ({error}); restore the file") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a list; expected a COCO annotation file with `images` and `categories`")
-    return content
 
 
 def _categories(content: dict[str, Any], path: Path) -> dict[int, str]:

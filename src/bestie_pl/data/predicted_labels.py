@@ -15,7 +15,14 @@ from bestie_pl.data.files import check_size, read_text
 from bestie_pl.ops.masks import decode
 from bestie_pl.structures import Instances
 
-REMEDY = "predict the training images with PredictionWriter first, with tags of the same classes"
+LABEL_THRESHOLD = 0.3
+"""Least score of a label: that from which the method takes a centre for a refined label (paper section 3.5).
+
+A prediction's score is the centre's times the class's probability, so it is the stricter of the two. Neither paper nor
+release say what they did. Set beforehand, with no mask in view.
+"""
+
+REMEDY = "predict the training images first, with the same class names, and give labels_from the folder `predictions`"
 
 
 def read_predictions(

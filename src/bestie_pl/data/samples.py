@@ -5,9 +5,10 @@ No Lightning and no Kornia here, so that worker processes start fast.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from bestie_pl.data import release
 from bestie_pl.data.files import Packed, open_image, read_cues, read_semantic
+from bestie_pl.data.predicted_labels import LABEL_THRESHOLD, read_predictions
 from bestie_pl.data.truth import TruthReader, paint_instances
 from bestie_pl.ops.transfer import instances_from_map
 from bestie_pl.structures import IGNORE, Batch, Cues, Instances, LabeledInstances
@@ -34,6 +36,13 @@ CLASSIFIER_HUE = 0.1
 """The same of the hue, in turns (12.4)."""
 
 
+class PointReader(Protocol):
+    """Reads the points of the ``index``-th image of a split, whose file is ``size`` (H, W) large."""
+
+    def __call__(self, index: int, size: tuple[int, int]) -> Cues | None:
+        """All with ``image`` 0, in pixels of the file; None if nobody set points on this image: it has tags only."""
+
+
 @dataclass(frozen=True)
 class Split:
     """The files of one split.
@@ -45,6 +54,8 @@ class Split:
         semantic_dir: None where there is none.
         cues_dir: None where there is none.
         truth: Reader of the ground truth, None where there is none.
+        points: Reader of given points, if some of the images may have tags only; ``cues_dir`` then has a classifier's
+            cues of the others.
     """
 
     names: Packed
@@ -53,17 +64,35 @@ class Split:
     semantic_dir: Path | None = None
     cues_dir: Path | None = None
     truth: TruthReader | None = None
+    points: PointReader | None = None
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def read_cues(self, index: int, size: tuple[int, int], num_classes: int) -> tuple[Cues, bool | None]:
+        """An image's points or cues; and whether they are given points, None where that is the same for all images."""
+        points = None if self.points is None else self.points(index, size)
+        if points is not None:
+            return points, True
+        cues = Cues.empty()
+        if self.cues_dir is not None:
+            cues = read_cues(self.cues_dir / f"{self.names[index]}.txt", size, num_classes)
+        return cues, None if self.points is None else False
+
+
+class IdMap(NamedTuple):
+    """Instances of one image: ``ids`` (H, W) int32, 0 or a number in 1..N, and their ``classes`` (N,) int64."""
+
+    ids: Tensor
+    classes: Tensor
 
 
 @dataclass(frozen=True)
 class Sample:
     """One image and what is read with it; all but the references in pixels of ``image``.
 
-    ``image`` (3, H, W) uint8; ``tags`` (C,) bool; ``cues`` with image 0; ``semantic`` (H, W) uint8; ``ids`` (H, W)
-    int32 true instances with their ``classes`` (N,).
+    ``image`` (3, H, W) uint8; ``tags`` (C,) bool; ``cues`` with image 0; ``semantic`` (H, W) uint8; ``truth``: true
+    instances; ``predicted``: those that an earlier model predicted; ``pointed``: see ``Split.read_cues``.
     """
 
     name: str
@@ -72,10 +101,11 @@ class Sample:
     cues: Cues
     original_size: tuple[int, int]
     semantic: Tensor | None = None
-    ids: Tensor | None = None
-    classes: Tensor | None = None
+    truth: IdMap | None = None
+    predicted: IdMap | None = None
     references: Instances | None = None
     semantic_reference: Tensor | None = None
+    pointed: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -87,9 +117,11 @@ class TrainingSamples(Dataset[Sample]):
 
     Args:
         split: Needs tags, what the arguments below ask for, and a ``semantic_dir`` or else the truth.
-        num_classes: Classes without background.
-        read_cues: Read ``split.cues_dir``; no cues otherwise.
+        class_names: In the order of the classes' numbers.
+        read_cues: Read points or cues; none otherwise.
         read_instances: Read the true instances.
+        labels_from: Folder of an earlier model's predictions, ``NAME.json``, of which tagged classes are read.
+        label_threshold: Least score of a prediction that is read.
         cue_threshold: Cues must be surer than this (strictly, release 1.4).
         image_scale: Factor by which images are enlarged.
         release_crop: Side of the release's crops; None leaves augmentation to the device. Images without a semantic map
@@ -98,9 +130,11 @@ class TrainingSamples(Dataset[Sample]):
     """
 
     split: Split
-    num_classes: int
+    class_names: tuple[str, ...]
     read_cues: bool = True
     read_instances: bool = False
+    labels_from: Path | None = None
+    label_threshold: float = LABEL_THRESHOLD
     cue_threshold: float = 0.7
     image_scale: float = 1.0
     release_crop: int | None = None
@@ -116,18 +150,24 @@ class TrainingSamples(Dataset[Sample]):
         name, tags = split.names[index], split.tags[index]
         image = open_image(Path(split.images[index]))
         size = (image.height, image.width)
-        cues, semantic, ids, classes = Cues.empty(), None, None, None
-        if self.read_cues and split.cues_dir is not None:
-            cues = read_cues(split.cues_dir / f"{name}.txt", size, self.num_classes)
+        num_classes = len(self.class_names)
+        cues, pointed, semantic, true_instances, predicted = Cues.empty(), None, None, None, None
+        if self.read_cues:
+            cues, pointed = split.read_cues(index, size, num_classes)
             cues = cues.select((cues.scores > self.cue_threshold) & tags[cues.classes])
         if split.truth is not None:
             truth = split.truth(index, size)
             semantic = truth.semantic
             if self.read_instances:
-                ids, classes = paint_instances(truth.instances)
+                true_instances = IdMap(*paint_instances(truth.instances))
         if split.semantic_dir is not None:
-            semantic = read_semantic(split.semantic_dir / f"{name}.png", size, self.num_classes)
-        sample = Sample(name, to_tensor(image), tags, cues, size, semantic, ids, classes)
+            semantic = read_semantic(split.semantic_dir / f"{name}.png", size, num_classes)
+        if self.labels_from is not None:
+            ids, classes, _ = read_predictions(
+                self.labels_from, name, size, self.class_names, tags=tags, least_score=self.label_threshold
+            )
+            predicted = IdMap(ids, classes)
+        sample = Sample(name, to_tensor(image), tags, cues, size, semantic, true_instances, predicted, pointed=pointed)
         if self.image_scale != 1:
             sample = resize_sample(sample, scaled(size, self.image_scale))
         if self.release_crop is not None:
@@ -170,14 +210,14 @@ class EvaluationSamples(Dataset[Sample]):
             tags = split.tags[index]
         elif truth is not None:
             tags[truth.instances.classes] = True
-        cues = Cues.empty()
+        cues = split.points(index, size) if split.points is not None else None
         if split.cues_dir is not None and (path := split.cues_dir / f"{name}.txt").is_file():
             cues = read_cues(path, size, self.num_classes)
         sample = Sample(
             name,
             to_tensor(image),
             tags,
-            cues,
+            cues if cues is not None else Cues.empty(),
             size,
             references=truth.instances if truth else None,
             semantic_reference=truth.semantic if truth else None,
@@ -206,11 +246,9 @@ def resize_sample(sample: Sample, size: tuple[int, int]) -> Sample:
     ratio = torch.tensor([size[0] / height, size[1] / width])
     image = Image.fromarray(sample.image.permute(1, 2, 0).numpy()).resize(size[::-1], Image.Resampling.BILINEAR)
     return replace(
-        sample,
+        _move_maps(sample, lambda values: _nearest(values, size)),
         image=to_tensor(image),
         cues=replace(sample.cues, yx=(sample.cues.yx + 0.5) * ratio - 0.5),
-        semantic=None if sample.semantic is None else _nearest(sample.semantic, size),
-        ids=None if sample.ids is None else _nearest(sample.ids, size),
     )
 
 
@@ -221,16 +259,10 @@ def augment_as_release(sample: Sample, crop_size: int, random: np.random.Generat
     draws = release.draw_geometry(size, crop_size, random)
     yx, kept = release.transform_points(sample.cues.yx.double().numpy(), size, crop_size, draws)
     image = release.transform_image(image, crop_size, draws)
-    semantic, ids = (
-        None if values is None else torch.from_numpy(release.transform_map(values.numpy(), crop_size, draws))
-        for values in (sample.semantic, sample.ids)
-    )
     return replace(
-        sample,
+        _move_maps(sample, lambda m: torch.from_numpy(release.transform_map(m.numpy(), crop_size, draws))),
         image=torch.from_numpy(image).permute(2, 0, 1).contiguous(),
         cues=replace(sample.cues.select(torch.from_numpy(kept)), yx=torch.from_numpy(yx).float()),
-        semantic=semantic,
-        ids=ids,
     )
 
 
@@ -260,6 +292,16 @@ def _turn_hue(image: Image.Image, turns: float) -> Image.Image:
     return Image.merge("HSV", (hue.point(lambda h: (h + shift) % 256), saturation, value)).convert("RGB")
 
 
+def _move_maps(sample: Sample, move: Callable[[Tensor], Tensor]) -> Sample:
+    """The sample with each map (H, W) moved by the same function; image and cues stay."""
+    return replace(
+        sample,
+        semantic=None if sample.semantic is None else move(sample.semantic),
+        truth=None if sample.truth is None else sample.truth._replace(ids=move(sample.truth.ids)),
+        predicted=None if sample.predicted is None else sample.predicted._replace(ids=move(sample.predicted.ids)),
+    )
+
+
 def collate(samples: Sequence[Sample], *, multiple: int = 1) -> Batch:
     """Pad to the largest image of the batch, rounded up to ``multiple``: mean colour, semantic 255, no instance."""
     sizes = tuple((sample.image.shape[1], sample.image.shape[2]) for sample in samples)
@@ -269,6 +311,7 @@ def collate(samples: Sequence[Sample], *, multiple: int = 1) -> Batch:
         image[:, :h, :w] = sample.image
     references = tuple(s.references for s in samples if s.references is not None)
     semantic_references = tuple(s.semantic_reference for s in samples if s.semantic_reference is not None)
+    pointed = [s.pointed for s in samples if s.pointed is not None]
     return Batch(
         images=images,
         tags=torch.stack([sample.tags for sample in samples]),
@@ -281,28 +324,31 @@ def collate(samples: Sequence[Sample], *, multiple: int = 1) -> Batch:
         names=tuple(sample.name for sample in samples),
         sizes=sizes,
         original_sizes=tuple(sample.original_size for sample in samples),
+        pointed=torch.tensor(pointed) if pointed else None,
         semantic=_stack([s.semantic for s in samples], (height, width), IGNORE),
-        truth=_collate_truth(samples, (height, width)),
+        truth=_collate_instances([s.truth for s in samples], (height, width)),
+        predicted=_collate_instances([s.predicted for s in samples], (height, width)),
         references=references or None,
         semantic_references=semantic_references or None,
     )
 
 
-def _collate_truth(samples: Sequence[Sample], size: tuple[int, int]) -> LabeledInstances | None:
-    ids = _stack([s.ids for s in samples], size, 0)
+def _collate_instances(maps: Sequence[IdMap | None], size: tuple[int, int]) -> LabeledInstances | None:
+    ids = _stack([m.ids if m is not None else None for m in maps], size, 0)
     if ids is None:
         return None
-    classes = [s.classes if s.classes is not None else torch.zeros(0, dtype=torch.int64) for s in samples]
+    classes = [m.classes for m in maps if m is not None]
     counts = torch.tensor([len(c) for c in classes])
     before = (counts.cumsum(0) - counts).int()[:, None, None]
     return instances_from_map(
         ids + before * (ids > 0),  # unique in the batch
-        torch.cat([torch.zeros(1, dtype=torch.int64), torch.arange(len(samples)).repeat_interleave(counts)]),
+        torch.cat([torch.zeros(1, dtype=torch.int64), torch.arange(len(maps)).repeat_interleave(counts)]),
         torch.cat([torch.tensor([-1]), *classes]),
     )
 
 
 def _stack(maps: Sequence[Tensor | None], size: tuple[int, int], outside: int) -> Tensor | None:
+    """The maps padded with ``outside``; None unless all are there."""
     given = [values for values in maps if values is not None]
     if len(given) < len(maps):
         return None

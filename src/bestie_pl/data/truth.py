@@ -93,7 +93,7 @@ class COCOTruth:
     object to learn.
 
     Args:
-        annotations: One JSON list an image, with ``id``, ``class`` (0-based), ``iscrowd`` and ``segmentation``.
+        annotations: One JSON list an image: the file's annotations with a ``class`` (0-based).
         sizes: (N, 2) height and width according to the file.
         path: The annotation file, for messages.
     """
@@ -111,8 +111,8 @@ class COCOTruth:
                 f"{self.path}: entry {index} of `images` is {stated[1]} x {stated[0]} px (width x height) but its file "
                 f"is {size[1]} x {size[0]} (after turning it as its EXIF orientation says); annotate the stored image"
             )
-        codes = [_run_lengths(a, size, f"{self.path}: annotation {a['id']}") for a in annotations]
-        crowd = torch.tensor([bool(a["iscrowd"]) for a in annotations], dtype=torch.bool)
+        codes = [_run_lengths(a, size, f"{self.path}: annotation {a.get('id')}") for a in annotations]
+        crowd = torch.tensor([bool(a.get("iscrowd")) for a in annotations], dtype=torch.bool)
         instances = _instances(codes, [a["class"] for a in annotations], size, crowd)
         ids, classes = paint_instances(instances)
         semantic = torch.cat([torch.zeros(1, dtype=torch.int64), classes + 1])[ids.long()]
@@ -135,7 +135,7 @@ def _instances(
 
 def _run_lengths(annotation: dict[str, Any], size: tuple[int, int], where: str) -> dict[str, Any]:
     """One annotation's segmentation as a compressed run-length code."""
-    segmentation = annotation["segmentation"]
+    segmentation = annotation.get("segmentation")
     if isinstance(segmentation, dict):
         if list(segmentation.get("size", ())) != list(size):
             found = segmentation.get("size")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bestie_pl.data.base import InstanceDataModule, Stage
-from bestie_pl.data.files import Packed, find_image, read_names, read_tag_list, read_text, require_folder
+from bestie_pl.data.files import ImageFiles, Packed, read_names, read_tag_list, read_text, require_folder
 from bestie_pl.data.samples import Split
 from bestie_pl.data.truth import VOCTruth
 
@@ -78,7 +78,8 @@ class VOCDataModule(InstanceDataModule):
         """See ``InstanceDataModule``."""
         split = self.splits[stage]
         images = require_folder(self.root / "JPEGImages", "the images ID.jpg; root is the folder that holds JPEGImages")
-        names = Packed(self._names(split))
+        listed = self._names(split)
+        names = Packed(listed)
         classes, objects = self.root / "SegmentationClass", self.root / "SegmentationObject"
         # true semantic maps exist for many more images than true objects (SBD), so they need no objects
         semantic_dir = classes if self.semantic_source == "ground_truth" else self.semantic_dir
@@ -89,8 +90,8 @@ class VOCDataModule(InstanceDataModule):
             truth = VOCTruth(names, classes, objects, self.num_classes)
         return Split(
             names=names,
-            images=Packed(str(find_image(images, name)) for name in names),
-            tags=self._tags(split, names, required=stage == "train" or self.tags_only),
+            images=ImageFiles(images, names),
+            tags=self._tags(split, listed, required=stage == "train" or self.tags_only),
             semantic_dir=semantic_dir if stage == "train" else None,
             cues_dir=self.cues_dir,
             truth=truth,
@@ -105,15 +106,18 @@ class VOCDataModule(InstanceDataModule):
             f"no list of the split {split!r}: neither {lists[0]} nor {lists[1]} exists; add one, or name another split"
         )
 
-    def _tags(self, split: str, names: Packed, *, required: bool) -> Tensor | None:
+    def _tags(self, split: str, names: list[str], *, required: bool) -> Tensor | None:
         """(N, C) bool from the first source that there is; None if there is none and they are not required."""
         listed = self.root / f"{split}_cls.txt"
         main = self.root / "ImageSets" / "Main"
         flags = [main / f"{name}_{split}.txt" for name in self.class_names]
         annotations = self.root / "Annotations"
         if listed.is_file():
-            rows = read_tag_list(listed, self.num_classes)
-            return torch.stack([_listed(rows, name, listed) for name in names])
+            tagged, tags = read_tag_list(listed, self.num_classes)
+            if tagged == names:
+                return tags
+            row = {name: number for number, name in enumerate(tagged)}
+            return tags[torch.tensor([_listed(row, name, listed) for name in names])]
         if all(path.is_file() for path in flags):
             columns = [_class_flags(path) for path in flags]
             return torch.tensor([[_listed(c, n, p) for c, p in zip(columns, flags, strict=True)] for n in names])

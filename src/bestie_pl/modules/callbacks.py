@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,8 +17,9 @@ import torch
 from pytorch_lightning.callbacks import BasePredictionWriter, Callback
 from pytorch_lightning.utilities import rank_zero_only
 
+from bestie_pl.data.files import write_text as write_text
 from bestie_pl.modules.bestie import BestieModule
-from bestie_pl.modules.drawing import Picture, draw_points, overlay, sheet, to_picture
+from bestie_pl.modules.drawing import Picture, draw_points, overlay, sheet, to_picture, write_picture
 from bestie_pl.ops.masks import paint
 from bestie_pl.structures import Batch, Instances
 
@@ -27,20 +27,6 @@ from bestie_pl.structures import Batch, Instances
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file in one move."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, content: str) -> None:
-    """Write a text file in one move, so that a killed process leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)  # mkstemp's files are private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def environment() -> dict[str, str]:
@@ -248,10 +234,7 @@ def _draw_prediction(image: Picture, instances: Instances, least_score: float = 
 
 def _save(trainer: pl.Trainer, name: str, rows: Sequence[Sequence[Picture]], titles: Sequence[str]) -> None:
     path = Path(trainer.default_root_dir, "pictures", name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{name}")
-    sheet(rows, titles).save(temporary, format="PNG")
-    os.replace(temporary, path)
+    write_picture(path, sheet(rows, titles))
     for logger in trainer.loggers:
         if hasattr(logger, "log_image"):  # Weights & Biases
             logger.log_image(f"pictures/{path.stem}", [str(path)])

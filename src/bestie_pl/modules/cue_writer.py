@@ -16,7 +16,7 @@ from bestie_pl.data.files import read_cues
 from bestie_pl.metrics.cues import CueQuality
 from bestie_pl.modules.callbacks import environment, write_json, write_text
 from bestie_pl.modules.peak_attention import PeakAttentionModule
-from bestie_pl.modules.resume import ResumableWriter, images_of
+from bestie_pl.modules.resume import ResumableWriter, below_root, images_of
 from bestie_pl.structures import Batch, Cues, Instances
 
 SETTINGS = ("backbone", "pooling", "alpha", "pam_layers", "mirror", "scales", "cue_window", "cue_threshold", "recipe")
@@ -35,7 +35,8 @@ class CueWriter(ResumableWriter):
     ``CueQuality``). The report covers all images, those of earlier runs included.
 
     Args:
-        output_dir: Folder for the files; if omitted, the one where the data module looks for cues.
+        output_dir: Folder for the files; a relative one is below the data set's root, as its ``cues_dir`` is. If
+            omitted, the one where the data module looks for cues.
         overwrite: Predict and write all images anew.
     """
 
@@ -45,8 +46,10 @@ class CueWriter(ResumableWriter):
 
     def folder(self, trainer: pl.Trainer) -> Path:
         """Where the cues go."""
+        if self.output_dir is not None:
+            return below_root(trainer, self.output_dir)
         looked_for = getattr(getattr(trainer, "datamodule", None), "cues_dir", None)
-        return Path(self.output_dir or looked_for or Path(trainer.default_root_dir, "cues"))
+        return Path(looked_for or Path(trainer.default_root_dir, "cues"))
 
     def applies(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
         """Whether the module makes cues."""
@@ -76,7 +79,7 @@ class CueWriter(ResumableWriter):
         if not self.applies(trainer, pl_module):
             return
         tags, references = batch.tags.cpu(), batch.references or (None,) * len(batch)
-        for b, (name, cues) in enumerate(zip(batch.names, prediction, strict=True)):
+        for b, (name, cues) in enumerate(zip(batch.names, prediction.cues, strict=True)):
             # another writer may have asked for an image that has its cues
             if self.overwrite or not self.is_finished(trainer, name):
                 write_text(self.folder(trainer) / f"{name}.txt", cue_lines(cues))

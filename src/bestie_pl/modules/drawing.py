@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import colorsys
+import os
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from bestie_pl.structures import IGNORE
 
 Picture = npt.NDArray[np.uint8]
 
+CELL = 192
+"""Side in pixels of a picture's place in a sheet."""
+FONT_SIZE = 12
 OPACITY = 0.55
+HEAT_OPACITY = 0.8
 GOLDEN_RATIO = 0.618034
 """Steps of the hue between neighbouring numbers: neighbours differ, and no number of colours has to be known."""
+HEAT = ((30, 0, 60), (150, 20, 130), (240, 80, 40), (255, 190, 0), (255, 255, 130))
+"""Colours of the values from 0 to 1 in equal steps, ever lighter, so that they can be told apart without hues too."""
 
 
 def color_of(number: int) -> tuple[int, int, int]:
@@ -50,31 +59,106 @@ def overlay(image: Picture, numbers: Tensor) -> Picture:
     return result
 
 
+def heat(image: Picture, values: Tensor) -> Picture:
+    """Lay a map (H, W) of values in [0, 1] over the image in grey: the larger the value, the lighter and denser."""
+    strength = values.clamp(0, 1).cpu().numpy()[..., None]
+    stops = np.linspace(0, 1, len(HEAT))
+    colors = np.concatenate([np.interp(strength, stops, channel) for channel in zip(*HEAT, strict=True)], -1)
+    grey = image.mean(-1, keepdims=True)
+    opacity = HEAT_OPACITY * np.sqrt(strength)
+    picture: Picture = ((1 - opacity) * grey + opacity * colors).round().astype(np.uint8)
+    return picture
+
+
 def draw_points(picture: Picture, yx: Tensor, classes: Tensor) -> Picture:
     """Mark points by a cross in the colour of their class."""
     canvas = Image.fromarray(picture)
     pen = ImageDraw.Draw(canvas)
-    reach = max(2, min(picture.shape[:2]) // 40)
-    for (y, x), number in zip(yx.tolist(), classes.tolist(), strict=True):
-        for width, color in ((3, (0, 0, 0)), (1, color_of(number + 1))):
-            pen.line([(x - reach, y), (x + reach, y)], color, width)
-            pen.line([(x, y - reach), (x, y + reach)], color, width)
+    reach = _reach(picture)
+    for place, number in zip(yx.tolist(), classes.tolist(), strict=True):
+        _cross(pen, place, reach, color_of(number + 1))
     return np.asarray(canvas)
 
 
-def sheet(rows: Sequence[Sequence[Picture]], titles: Sequence[str], *, cell: int = 192) -> Image.Image:
-    """Join pictures into a table with a title above each column; each picture is fitted into a square cell."""
-    margin, head = 4, 18
-    width = len(titles) * (cell + margin) + margin
-    canvas = Image.new("RGB", (width, head + len(rows) * (cell + margin) + margin), "white")
+def draw_cues(picture: Picture, yx: Tensor, sure: Tensor) -> Picture:
+    """Mark the cues of one class on a heat map: a large white cross where ``sure`` (N,), else a small grey one."""
+    canvas = Image.fromarray(picture)
     pen = ImageDraw.Draw(canvas)
-    for column, title in enumerate(titles):
-        pen.text((margin + column * (cell + margin), 3), title, fill="black")
-    for row, pictures in enumerate(rows):
-        for column, picture in enumerate(pictures):
-            image = Image.fromarray(picture)
-            scale = cell / max(image.size)
-            small = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-            image = image.resize(small, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR)
-            canvas.paste(image, (margin + column * (cell + margin), head + margin + row * (cell + margin)))
+    reach = _reach(picture)
+    for place, strong in sorted(zip(yx.tolist(), sure.tolist(), strict=True), key=lambda cue: cue[1]):
+        _cross(pen, place, *((reach + 2, (255, 255, 255)) if strong else (2, (170, 170, 170))))
+    return np.asarray(canvas)
+
+
+def _reach(picture: Picture) -> int:
+    height, width = int(picture.shape[0]), int(picture.shape[1])
+    return max(2, min(height, width) // 40)
+
+
+def _cross(pen: ImageDraw.ImageDraw, yx: Sequence[float], reach: int, color: tuple[int, int, int]) -> None:
+    y, x = yx
+    for width, shade in ((3, (0, 0, 0)), (1, color)):
+        pen.line([(x - reach, y), (x + reach, y)], shade, width)
+        pen.line([(x, y - reach), (x, y + reach)], shade, width)
+
+
+def sheet(
+    rows: Sequence[Sequence[Picture]],
+    titles: Sequence[str],
+    *,
+    captions: Sequence[str] | None = None,
+    cell: int = CELL,
+) -> Image.Image:
+    """Join pictures into a table with a title (of any lines) above each column and a caption (of one) above each row.
+
+    Each picture is fitted into a square cell, a row as high as its pictures; text that is too long is cut.
+    """
+    margin = 4
+    font = ImageFont.load_default(FONT_SIZE)
+    line = FONT_SIZE + margin
+    images = [[_fitted(Image.fromarray(picture), cell) for picture in row] for row in rows]
+    head = line * max(title.count("\n") + 1 for title in titles)
+    strip = 0 if captions is None else line
+    tops = [head + margin]
+    for row in images:
+        tops.append(tops[-1] + strip + max(image.height for image in row) + margin)
+    lefts = [margin + column * (cell + margin) for column in range(len(titles) + 1)]
+    canvas = Image.new("RGB", (lefts[-1], tops[-1]), "white")
+    pen = ImageDraw.Draw(canvas)
+    for left, title in zip(lefts, titles, strict=False):
+        for number, part in enumerate(title.split("\n")):
+            pen.text((left, number * line + 2), _shortened(part, font, cell), fill="black", font=font)
+    for number, row in enumerate(images):
+        if captions is not None:
+            pen.text((margin, tops[number]), _shortened(captions[number], font, lefts[-1] - 2 * margin), "black", font)
+        for left, image in zip(lefts, row, strict=False):
+            canvas.paste(image, (left, tops[number] + strip))
     return canvas
+
+
+def _fitted(image: Image.Image, cell: int) -> Image.Image:
+    scale = cell / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR)
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float) -> str:
+    if font.getlength(text) <= room:
+        return text
+    while text and font.getlength(text + "...") > room:
+        text = text[:-1]
+    return text + "..."
+
+
+def write_picture(path: Path, image: Image.Image) -> None:
+    """Write a PNG file in one move: it is complete or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            image.save(file, format="PNG")
+        os.chmod(temporary, 0o644)  # mkstemp's files are private
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -19,7 +19,8 @@ from bestie_pl.data.import_maps import MapFolder, read_if_present, write_semanti
 from bestie_pl.metrics.semantic import SemanticIoU
 from bestie_pl.metrics.semantic_maps import SemanticMapFigures
 from bestie_pl.modules.callbacks import environment, write_json
-from bestie_pl.modules.resume import ResumableWriter, images_of
+from bestie_pl.modules.peak_attention import ActivationPrediction
+from bestie_pl.modules.resume import ResumableWriter, below_root, images_of
 from bestie_pl.modules.semantic import SemanticPrediction
 from bestie_pl.ops.masks import resize_map
 from bestie_pl.ops.semantic import BACKGROUND, BAND, ITERATIONS, semantic_from_activations
@@ -31,12 +32,10 @@ SETTINGS = ("use_tags", "mirror", "scales", "refine", "pamr_iterations", "backgr
 
 @runtime_checkable
 class MakesActivations(Protocol):
-    """A classifier whose activation maps become semantic maps here."""
+    """A classifier whose ``predict_step`` returns an ``ActivationPrediction``, which becomes semantic maps here."""
 
     class_names: tuple[str, ...]
-
-    def activation_maps(self, images: Tensor, tags: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
-        """(B, C, H, W) float32 in [0, 1] at the size of the images; classes that are not tagged are 0."""
+    makes_activations: bool
 
 
 @runtime_checkable
@@ -93,7 +92,7 @@ class SemanticMapWriter(ResumableWriter):
         """Where the maps go."""
         if self.output_dir is None:
             return Path(trainer.default_root_dir, "semantic_maps")
-        return _below_root(trainer, self.output_dir)
+        return below_root(trainer, self.output_dir)
 
     def applies(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
         """Whether the module makes maps or activations."""
@@ -110,7 +109,7 @@ class SemanticMapWriter(ResumableWriter):
             return
         self.earlier: Path | None = None
         if self.earlier_dir is not None:
-            self.earlier = _below_root(trainer, self.earlier_dir)
+            self.earlier = below_root(trainer, self.earlier_dir)
             require_folder(self.earlier, "the maps ID.png of an earlier round")
             if self.earlier.resolve() == self.folder(trainer).resolve():
                 raise ValueError(f"{self.earlier}: the earlier maps would be overwritten; give another output_dir")
@@ -135,7 +134,7 @@ class SemanticMapWriter(ResumableWriter):
         if isinstance(prediction, SemanticPrediction):
             maps, agreement = prediction
         else:
-            maps, agreement = self._from_activations(pl_module, batch), None
+            maps, agreement = self._from_activations(prediction, batch), None
         for b, (name, semantic) in enumerate(zip(batch.names, maps, strict=True)):
             write_semantic(self.folder(trainer) / f"{name}.png", semantic)
             height, width = batch.sizes[b]
@@ -161,14 +160,15 @@ class SemanticMapWriter(ResumableWriter):
             self._report(trainer, pl_module)
         super().teardown(trainer, pl_module, stage)
 
-    def _from_activations(self, classifier: Any, batch: Batch) -> tuple[Tensor, ...]:
-        activations = classifier.activation_maps(batch.images, batch.tags, batch.sizes)
+    def _from_activations(self, prediction: ActivationPrediction, batch: Batch) -> tuple[Tensor, ...]:
         maps = []
         for planes, tags, image, (h, w), original in zip(
-            activations, batch.tags, batch.images, batch.sizes, batch.original_sizes, strict=True
+            prediction.activations, batch.tags, batch.images, batch.sizes, batch.original_sizes, strict=True
         ):
+            activations = planes.new_zeros(len(tags), h, w)
+            activations[tags] = planes
             semantic = semantic_from_activations(
-                planes[:, :h, :w],
+                activations,
                 tags,
                 image[:, :h, :w],
                 background=self.background,
@@ -231,11 +231,6 @@ class SemanticMapWriter(ResumableWriter):
         )
         if int(self.figures.tagged.sum()) == 0:
             rank_zero_warn("No image has a tag, so the maps are empty or uncleaned: give the images' tags.")
-
-
-def _below_root(trainer: pl.Trainer, folder: str) -> Path:
-    """A folder as data modules understand it: below the data set's root unless it is absolute."""
-    return Path(getattr(getattr(trainer, "datamodule", None), "root", ""), folder)
 
 
 def _number(value: Tensor) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -32,10 +32,22 @@ RELEASE_DROPS = (4, 9)
 """Finished epochs after which the release divides the rate by ten (12.4: at the start of epochs 5 and 10)."""
 
 
+class ActivationPrediction(NamedTuple):
+    """What a classifier sees in a batch, for writers of cues and of semantic maps: both from one look at each image.
+
+    ``cues``: B ``Cues`` with ``image`` 0, in pixels of the image's file, classes ascending, in each class the surest
+    first. ``activations``: B maps (T, h, w) float32 in [0, 1] of the T tagged classes of the image, ascending, at the
+    size that the network saw, without padding.
+    """
+
+    cues: tuple[Cues, ...]
+    activations: tuple[Tensor, ...]
+
+
 class PeakAttentionModule(pl.LightningModule):
     """Multi-label classifier whose peak attention keeps the strongest places of every feature channel.
 
-    ``predict_step`` gives cues, ``activation_maps`` what they are the peaks of. Needs images and their tags only
+    ``predict_step`` gives cues and the activation maps that they are the peaks of. Needs images and their tags only
     (``semantic_source: none`` of the data modules).
 
     Args:
@@ -68,6 +80,7 @@ class PeakAttentionModule(pl.LightningModule):
 
     pos_weight: Tensor | None
     supervision = "tags"
+    makes_activations = True
 
     def __init__(
         self,
@@ -184,40 +197,18 @@ class PeakAttentionModule(pl.LightningModule):
     # ---------------------------------------------------------------- activation maps and cues
 
     @torch.no_grad()
-    def activation_maps(self, images: Tensor, tags: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
-        """How strongly each pixel speaks for each tag, averaged over mirror images and scales.
+    def predict_step(self, batch: Batch, batch_idx: int) -> ActivationPrediction:
+        """Cues and activation maps of each image's tagged classes, averaged over mirror images and scales.
 
-        An image's maps do not depend on the others of the batch.
-
-        Args:
-            images: (B, 3, H, W) float RGB in [0, 1].
-            tags: (B, C) bool.
-            sizes: B pairs, height and width of the part of each image that is no padding.
-
-        Returns:
-            (B, C, H, W) float32 in [0, 1]; 0 for classes without a tag and in the padding.
+        What an image gets does not depend on the others of the batch.
         """
-        result = torch.zeros(*tags.shape, *images.shape[-2:], device=images.device)
-        for (size,), rows in _groups(sizes):
-            image, classes = tags[rows].nonzero(as_tuple=True)
-            planes = self._activation_planes(images[rows, :, : size[0], : size[1]], image, classes, size)
-            result[torch.tensor(rows, device=image.device)[image], classes, : size[0], : size[1]] = planes
-        return result
-
-    @torch.no_grad()
-    def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Cues, ...]:
-        """Cues of each image's tagged classes, in pixels of the image's file.
-
-        Returns:
-            B ``Cues`` with ``image`` 0, classes ascending, in each class the surest first.
-        """
-        found: dict[int, Cues] = {}
+        found: dict[int, tuple[Cues, Tensor]] = {}
         for (size, original), rows in _groups(batch.sizes, batch.original_sizes):
             image, classes = batch.tags[rows].nonzero(as_tuple=True)
             images = batch.images[rows, :, : size[0], : size[1]]
-            planes = smooth(self._activation_planes(images, image, classes, original))
+            planes, large = self._activation_planes(images, image, classes, size, original)
             cues = find_cues(
-                planes,
+                smooth(large),
                 image,
                 classes,
                 window=self.cue_window,
@@ -227,13 +218,17 @@ class PeakAttentionModule(pl.LightningModule):
             )
             for number, row in enumerate(rows):
                 mine = cues.select(cues.image == number)
-                found[row] = Cues(torch.zeros_like(mine.image), mine.yx, mine.classes, mine.scores)
-        return tuple(found[row] for row in range(len(batch)))
+                own_image = Cues(torch.zeros_like(mine.image), mine.yx, mine.classes, mine.scores)
+                found[row] = own_image, planes[image == number]
+        cues_of, maps_of = zip(*(found[row] for row in range(len(batch))), strict=True)
+        return ActivationPrediction(cues_of, maps_of)
 
-    def _activation_planes(self, images: Tensor, image: Tensor, classes: Tensor, size: tuple[int, int]) -> Tensor:
-        """Maps (P, H, W) of P pairs of image and class, at ``size``; images without padding."""
+    def _activation_planes(
+        self, images: Tensor, image: Tensor, classes: Tensor, *sizes: tuple[int, int]
+    ) -> tuple[Tensor, ...]:
+        """Maps (P, H, W) of P pairs of image and class, at each of the ``sizes``; images without padding."""
         height, width = images.shape[-2:]
-        views = []
+        views: dict[tuple[int, int], list[Tensor]] = {size: [] for size in sizes}
         for scale in self.scales:
             seen = (max(1, round(height * scale)), max(1, round(width * scale)))
             x = images
@@ -241,9 +236,12 @@ class PeakAttentionModule(pl.LightningModule):
                 x = F.interpolate(images, seen, mode="bilinear", align_corners=False, antialias=scale < 1)
             for mirrored in (False, True) if self.mirror else (False,):
                 maps = self.model(x.flip(-1) if mirrored else x)
-                planes = activation_planes(self.model.align(maps[image, classes], seen), size)
-                views.append(planes.flip(-1) if mirrored else planes)
-        return torch.stack(views).mean(0)
+                aligned = self.model.align(maps[image, classes], seen)
+                for size, planes in views.items():
+                    plane = activation_planes(aligned, size)
+                    planes.append(plane.flip(-1) if mirrored else plane)
+        means = {size: torch.stack(planes).mean(0) for size, planes in views.items()}
+        return tuple(means[size] for size in sizes)
 
     # ---------------------------------------------------------------- evaluation
 

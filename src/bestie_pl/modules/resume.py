@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from pathlib import Path
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import BasePredictionWriter
@@ -71,6 +72,11 @@ def images_of(trainer: pl.Trainer) -> EvaluationSamples | None:
     data = _data(trainer)
     images = None if data is None else data.datasets.get("predict")
     return images if isinstance(images, EvaluationSamples) else None
+
+
+def below_root(trainer: pl.Trainer, folder: str) -> Path:
+    """A folder as data modules understand it: below the data set's root unless it is absolute."""
+    return Path(getattr(getattr(trainer, "datamodule", None), "root", ""), folder)
 
 
 def _forget(trainer: pl.Trainer) -> None:

@@ -7,7 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bestie_pl.ops.sizes import EXACT, Sizes, attempts
 from bestie_pl.structures import Components
+
+PIXELS_A_RUN = 16
+"""How long runs of equal class are at least, on average, on devices that cannot say how many there are; a guess."""
 
 
 def tagged_classes(semantic: Tensor, tags: Tensor) -> Tensor:
@@ -49,53 +53,38 @@ def label_components(classes: Tensor, *, connectivity: Literal[4, 8] = 8) -> Com
     >>> label_components(torch.tensor([[[1, 0, 1], [0, 1, 2]]]), connectivity=4).labels.tolist()
     [[[1, 0, 2], [0, 3, 4]]]
     """
-    batch, height, width = classes.shape
-    device = classes.device
+    height, width = classes.shape[1:]
     filled = classes != 0
     changes = classes[..., 1:] != classes[..., :-1]
     starts, stops = filled.clone(), filled.clone()
     starts[..., 1:] &= changes
     stops[..., :-1] &= changes
-    # both at once: an accelerator is waited for each time that indices are taken
-    start, last = torch.stack([starts, stops]).flatten().nonzero().view(2, -1)
     # number of the run that covers a pixel, counted from 1; 0 outside
     run_of = starts.flatten().cumsum(0, dtype=torch.int32).mul_(filled.flatten())
-    runs = len(start)
-    if runs == 0:
-        nothing = torch.zeros(1, dtype=torch.int64, device=device)
-        labels = torch.zeros_like(classes, dtype=torch.int32)
-        return Components(labels, nothing, nothing - 1, nothing, torch.zeros(1, 2, dtype=torch.int64, device=device))
 
-    run_class = classes.flatten()[start]
-    length = last - classes.numel() + 1 - start
-    row, column = start // width, start % width
-    y, image = row % height, row // height
-    end = column + length
+    for sizes in attempts(classes.device):
+        runs = sizes.pick("runs", starts, room=classes.numel() // PIXELS_A_RUN)
+        last = sizes.pick("ends of runs", stops, room=classes.numel() // PIXELS_A_RUN).index
+        start = runs.index
+        # class 0, which no run has, and length 0 where the table is filled up: neither linked nor counted
+        run_class = runs.clear(classes.flatten()[start])
+        length = runs.clear(last + 1 - start)
+        neighbors = _neighbors(run_of, start, length, run_class, (height, width), connectivity)
+        itself = torch.arange(len(start), device=start.device)
+        root = unite(len(start), itself.repeat(len(neighbors)), torch.cat(neighbors), sizes=sizes)
+        is_root = (root == itself) & (run_class != 0)
+        roots = sizes.pick("components", is_root, room=len(start)).index
+        sizes.limit("pixels", length.sum(), room=classes.numel())
 
-    def links(down: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Pairs of each run and the run of its class that covers column x of the next or the previous row."""
-        inside = (x < width) & (y + down >= 0) & (y + down < height)
-        other = run_of[((row + down) * width + x).where(inside, start)].long() - 1  # outside: the run itself
-        valid = inside & (other >= 0)
-        other = other.where(valid, torch.arange(runs, device=device))
-        same = run_class[other] == run_class
-        return torch.arange(runs, device=device), other.where(same, torch.arange(runs, device=device))
-
-    ends = [(1, end - 1), (-1, end - 1)] if connectivity == 4 else [(1, end - 1), (1, end), (-1, end)]
-    pairs = [links(down, x) for down, x in ends]
-    first = torch.cat([p[0] for p in pairs])
-    second = torch.cat([p[1] for p in pairs])
-    root = unite(runs, first, second)
-
-    is_root = root == torch.arange(runs, device=device)
+    roots = roots[: sizes.count("components")]
     component = is_root.cumsum(0)[root]  # of each run, 1..K
-    roots = is_root.nonzero().squeeze(1)
     lookup = torch.cat([component.new_zeros(1), component]).int()
-    table = torch.zeros(4, len(roots) + 1, dtype=torch.int64, device=device)
+    row, column = start // width, start % width
+    table = component.new_zeros(4, len(roots) + 1)
     table[0].index_add_(0, component, length)
-    table[1].index_add_(0, component, length * y)
-    table[2].index_add_(0, component, length * (column + end - 1))  # twice the sum of x
-    table[3, 1:] = image[roots]
+    table[1].index_add_(0, component, length * (row % height))
+    table[2].index_add_(0, component, length * (2 * column + length - 1))  # twice the sum of x
+    table[3, 1:] = row[roots] // height
     area = table[0].clamp(min=1)
     return Components(
         labels=lookup[run_of].view(classes.shape),
@@ -103,14 +92,48 @@ def label_components(classes: Tensor, *, connectivity: Literal[4, 8] = 8) -> Com
         classes=torch.cat([run_class.new_zeros(1), run_class[roots]]).long() - 1,
         area=table[0],
         center_yx=torch.stack([table[1] // area, table[2] // (2 * area)], 1),
+        pixels=sizes.count("pixels"),
     )
+
+
+def _neighbors(
+    run_of: Tensor, start: Tensor, length: Tensor, run_class: Tensor, size: tuple[int, int], connectivity: Literal[4, 8]
+) -> list[Tensor]:
+    """For each run the runs of its class at its ends in the next and in the previous row; itself where there is none.
+
+    Args:
+        run_of: (B * H * W,) number of the run that covers a pixel, from 1; 0 outside.
+        start: (R,) index of a run's first pixel into the flat (B, H, W).
+        length: (R,) pixels.
+        run_class: (R,) class.
+        size: (H, W).
+        connectivity: 4 or 8.
+
+    Returns:
+        Two or three tensors (R,) int64.
+    """
+    height, width = size
+    row, column = start // width, start % width
+    y, end = row % height, column + length
+    itself = torch.arange(len(start), device=start.device)
+    neighbors = []
+    for down, x in [(1, end - 1), (-1, end - 1)] if connectivity == 4 else [(1, end - 1), (1, end), (-1, end)]:
+        inside = (x >= 0) & (x < width) & (y + down >= 0) & (y + down < height)
+        other = run_of[((row + down) * width + x).where(inside, 0)].long() - 1
+        # a table that was guessed too small does not hold all runs
+        other = other.where(inside & (other >= 0) & (other < len(start)), itself)
+        neighbors.append(other.where(run_class[other] == run_class, itself))
+    return neighbors
 
 
 ROUNDS, JUMPS = 3, 3
 """How often links are hooked between two looks at whether anything is left to do, and paths halved after each time."""
 
+LOOKS = 2
+"""After how many times ``ROUNDS`` a device that cannot be asked is expected to be done."""
 
-def unite(count: int, first: Tensor, second: Tensor) -> Tensor:
+
+def unite(count: int, first: Tensor, second: Tensor, *, sizes: Sizes = EXACT) -> Tensor:
     """Smallest member of each node's connected set: hook and halve paths until both ends of all links agree.
 
     A node's entry is always a member of its set and only ever decreases, so this ends; then all members of a set have
@@ -120,17 +143,20 @@ def unite(count: int, first: Tensor, second: Tensor) -> Tensor:
         count: Number of nodes.
         first: (E,) int64, one end of each link.
         second: (E,) int64, the other end.
+        sizes: How the end is noticed.
 
     >>> unite(4, torch.tensor([3]), torch.tensor([1])).tolist()
     [0, 1, 2, 1]
     """
     root = torch.arange(count, device=first.device)
-    while True:
-        # several rounds a look: an accelerator is waited for at each
+
+    def undone() -> Tensor:
+        return (root[first] != root[second]).any() | (root[root] != root).any()
+
+    for _ in sizes.repeat("rounds of uniting", undone, room=LOOKS):
         for _ in range(ROUNDS):
             a, b = root[first], root[second]
             root.scatter_reduce_(0, torch.maximum(a, b), torch.minimum(a, b), "amin")
             for _ in range(JUMPS):
                 root = root[root]
-        if torch.equal(torch.cat([root[first], root[root]]), torch.cat([root[second], root])):
-            return root
+    return root

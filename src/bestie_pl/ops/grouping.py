@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from bestie_pl.ops.peaks import Centers, read_offsets, unravel
-from bestie_pl.ops.sampling import Enlargement
+from bestie_pl.ops.peaks import NO_COMPONENT, Centers, read_offsets, unravel
+from bestie_pl.ops.sampling import Enlargement, at_a_time, cells_of
+from bestie_pl.ops.sizes import EXACT, Sizes, attempts
 from bestie_pl.structures import Cues, LabeledInstances
 
-PIXELS_AT_A_TIME = 2**14
-"""Pixels whose class scores are read together, so that they stay in the processor's cache; changes no result."""
+USUAL_CENTERS = 8
+"""Centres in one group of pixels, at most, on devices that cannot say how many there are; a guess."""
 
 SEMANTIC_VALUES = 256
 """A semantic map holds bytes: image and class make one number."""
@@ -29,6 +31,7 @@ def group_pixels(
     components: int,
     size: tuple[int, int],
     max_rank: int | None = None,
+    sizes: Sizes = EXACT,
 ) -> Tensor:
     """The centre that each pixel belongs to: the one of its component nearest to where its offset points.
 
@@ -45,6 +48,7 @@ def group_pixels(
         size: (H, W).
         max_rank: If one pixel of a component belongs to a centre of this rank or a higher one, all of the component's
             pixels get -1. The release gives up crowded components this way.
+        sizes: Whether pixels without a centre to compare are left out, and how many passes there are.
 
     Returns:
         (P,) int64, a row of ``centers``; -1 where the component has none.
@@ -63,7 +67,7 @@ def group_pixels(
     center_y, center_x = centers.yx.float().unbind(1)
 
     # what follows is about the pixels whose component has centres left to compare
-    active = (count[component] > 1).nonzero().squeeze(1)
+    active = sizes.narrow(count[component] > 1)
     own, nearest = component[active], owner[active]
     _, y, x = unravel(pixel[active], *size)
     target_y, target_x = y + offset[0, active], x + offset[1, active]
@@ -72,22 +76,22 @@ def group_pixels(
         return ((center_y[row] - target_y).square() + (center_x[row] - target_x).square()).sqrt()
 
     best = distance(nearest)
-    crowded = torch.zeros_like(count, dtype=torch.bool)
-    for rank in range(1, int(centers.rank.max()) + 1):
-        row = first[own] + rank
+    crowded = torch.zeros_like(count)
+    for rank in range(1, sizes.limit("centers of a component", count.max(), room=USUAL_CENTERS)):
+        row = (first[own] + rank).clamp(max=len(centers) - 1)
         away = distance(row)
-        closer = away < best
+        closer = (away < best) & (rank < count[own])
         if max_rank is not None and rank >= max_rank:
             # one pixel is enough, whichever of the remaining centres gets it in the end
-            crowded[own[closer]] = True
+            crowded.index_add_(0, own, closer.long())
         nearest, best = row.where(closer, nearest), away.where(closer, best)
         owner[active] = nearest
-        going_on = ((count[own] > rank + 1) & ~crowded[own]).nonzero().squeeze(1)
+        going_on = sizes.narrow((count[own] > rank + 1) & (crowded[own] == 0))
         active, own, nearest, best = active[going_on], own[going_on], nearest[going_on], best[going_on]
         target_y, target_x = target_y[going_on], target_x[going_on]
         if len(active) == 0:
             break
-    return owner if max_rank is None else owner.masked_fill(crowded[component], -1)
+    return owner if max_rank is None else owner.where(crowded[component] == 0, -1)
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class Groups:
         pixel: (P,) int64, index into the flat (B, H, W).
         ids: (P,) int64 in 0..N; 0 for pixels without a centre.
         center: (N,) int64, row of the centres.
-        area: (N + 1,) int64 pixels; 0 in row 0.
+        area: (N + 1,) int64 pixels; 0 in row 0 and in empty slots, which are the last ones.
     """
 
     pixel: Tensor
@@ -107,15 +111,21 @@ class Groups:
     area: Tensor
 
     @classmethod
-    def of(cls, pixel: Tensor, owner: Tensor, centers: Centers) -> Groups:
-        """Number what ``group_pixels`` says of ``pixel``."""
+    def of(cls, pixel: Tensor, owner: Tensor, centers: Centers, *, sizes: Sizes = EXACT) -> Groups:
+        """Number what ``group_pixels`` says of ``pixel``; the table is called "groups" among the sizes."""
         area = torch.zeros(len(centers) + 1, dtype=torch.int64, device=owner.device)
         area.index_add_(0, owner + 1, torch.ones_like(owner))
         area[0] = 0
-        center = area.nonzero().squeeze(1) - 1
-        number = torch.zeros_like(area)
-        number[center + 1] = torch.arange(1, len(center) + 1, device=owner.device)
-        return cls(pixel, number[owner + 1], center, torch.cat([area[:1], area[center + 1]]))
+        owning = area > 0
+        number = owning.cumsum(0) * owning
+        rows = sizes.pick("groups", owning, room=len(centers))
+        area = torch.cat([area[:1], rows.clear(area[rows.index])])
+        return cls(pixel, number[owner + 1], rows.index - 1, area)
+
+    def cut(self, pixels: int | None, count: int | None) -> Groups:
+        """The first ``pixels`` pixels and ``count`` groups; all of them where that is None."""
+        area = self.area if count is None else self.area[: count + 1]
+        return Groups(self.pixel[:pixels], self.ids[:pixels], self.center[:count], area)
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of ``values`` (P,) in [0, 1] over each group: (N,) float32.
@@ -132,9 +142,9 @@ class Groups:
 
     def first(self, chosen: Tensor) -> Tensor:
         """First pixel of each group in which ``chosen`` (P,) bool is true: (N,) index into the flat (B, H, W)."""
-        rows = chosen.nonzero().squeeze(1)
-        last = self.pixel.new_full((len(self.area),), torch.iinfo(torch.int64).max)
-        return last.scatter_reduce_(0, self.ids[rows], self.pixel[rows], "amin")[1:]
+        none = torch.iinfo(torch.int64).max
+        first = self.pixel.new_full((len(self.area),), none)
+        return first.scatter_reduce_(0, self.ids, self.pixel.where(chosen, none), "amin")[1:]
 
     def label(
         self,
@@ -197,18 +207,22 @@ def group_by_points(
             f"offset_field is {(*offset_field.shape[:2], *size)}, the class map {tuple(classes.shape)}; "
             f"expected ({batch}, 2, {height}, {width}): enlarge the maps first (InstanceMaps.resize)"
         )
-    points = points.select(points.scores > 0)
-    centers = Centers.sorted(points.image * SEMANTIC_VALUES + points.classes + 1, points.yx.float(), points.scores)
-    pixel = classes.flatten().nonzero().squeeze(1)
-    owner = group_pixels(
-        pixel,
-        read_offsets(offset_field, pixel, enlargement),
-        pixel // (height * width) * SEMANTIC_VALUES + classes.flatten()[pixel],
-        centers,
-        components=batch * SEMANTIC_VALUES,
-        size=(height, width),
-    )
-    groups = Groups.of(pixel, owner, centers)
+    component = points.image * SEMANTIC_VALUES + points.classes + 1
+    centers = Centers.sorted(component.where(points.scores > 0, NO_COMPONENT), points.yx.float(), points.scores)
+    for sizes in attempts(classes.device):
+        rows = sizes.pick("pixels", classes != 0, room=classes.numel())
+        pixel = rows.index
+        owner = group_pixels(
+            pixel,
+            read_offsets(offset_field, pixel, enlargement),
+            rows.clear(pixel // (height * width) * SEMANTIC_VALUES + classes.flatten()[pixel]),
+            centers,
+            components=batch * SEMANTIC_VALUES,
+            size=(height, width),
+            sizes=sizes,
+        )
+        groups = Groups.of(pixel, owner, centers, sizes=sizes)
+    groups = groups.cut(sizes.count("pixels"), sizes.count("groups"))
     own = centers.component[groups.center]
     return groups, own // SEMANTIC_VALUES, own % SEMANTIC_VALUES - 1, centers.yx[groups.center]
 
@@ -229,13 +243,16 @@ def class_probability(
     Returns:
         (P,) float32.
     """
-    _, _, height, width = logits.shape
+    _, channels, height, width = logits.shape
     parts = [torch.zeros(0, device=logits.device)]
-    for some, own in zip(torch.split(pixel, PIXELS_AT_A_TIME), torch.split(classes, PIXELS_AT_A_TIME), strict=True):
+    chunk = at_a_time(channels, logits.device)
+    cells = logits.permute(0, 2, 3, 1) if enlargement is None else cells_of(logits)
+    for some, own in zip(torch.split(pixel, chunk), torch.split(classes, chunk), strict=True):
         if enlargement is None:
-            image, y, x = unravel(some, height, width)
-            scores = logits[image, :, y, x].float()
+            scores = cells[unravel(some, height, width)].float()
         else:
-            scores = enlargement.sample(logits, some)
+            # one pass over all channels; ``Enlargement.sample``, which rounds as enlarged maps do, takes seven
+            index, share = enlargement.corners(some, (cells.shape[1], cells.shape[2]))
+            scores = F.embedding_bag(index, cells.view(-1, channels), mode="sum", per_sample_weights=share)
         parts.append(scores.softmax(1).gather(1, own[:, None] + 1).squeeze(1))
     return torch.cat(parts)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bestie_pl.ops.components import unite
 from bestie_pl.ops.sampling import Enlargement
+from bestie_pl.ops.sizes import EXACT, Sizes
 from bestie_pl.structures import Components, Geometry, InstanceMaps
 
 CLUSTER_HEAT = 0.05
@@ -17,6 +18,9 @@ CLUSTER_HEAT = 0.05
 WINDOW_BUDGET = 2**22
 """How many pixels of windows, or pairs of centres, are looked at together: bounds memory, changes no result."""
 
+NO_COMPONENT = torch.iinfo(torch.int64).max
+"""Component of a centre that counts nowhere: sorted behind all others."""
+
 
 @dataclass(frozen=True)
 class Centers:
@@ -24,6 +28,7 @@ class Centers:
 
     Args:
         component: (M,) int64, ascending; rows of the table of components, or any other number of a group of pixels.
+            Rows of ``NO_COMPONENT`` are empty slots.
         yx: (M, 2), int64 for centres that were found; given points may lie between pixels (float32).
         score: (M,) float32, value of the heatmap; 1 for a clustered centre.
         rank: (M,) int64, number of the centre inside its component, from 0.
@@ -50,10 +55,14 @@ class Centers:
         rank = torch.arange(len(order), device=order.device) - torch.searchsorted(component, component)
         return cls(component, yx[order], score[order], rank)
 
-    def select(self, rows: Tensor) -> Centers:
-        """The centres of a boolean mask; ranks stay, so whole components should be chosen."""
-        rows = rows.nonzero().squeeze(1)  # once, not for each column
-        return Centers(self.component[rows], self.yx[rows], self.score[rows], self.rank[rows])
+    def without_crowds(self, most: int) -> Centers:
+        """The centres of components that have at most ``most``; the others become empty slots."""
+        first, behind = (torch.searchsorted(self.component, self.component, right=right) for right in (False, True))
+        return Centers.sorted(self.component.masked_fill(behind - first > most, NO_COMPONENT), self.yx, self.score)
+
+    def cut(self, count: int | None) -> Centers:
+        """The first ``count``; all if None."""
+        return Centers(self.component[:count], self.yx[:count], self.score[:count], self.rank[:count])
 
     def spans(self, components: int) -> tuple[Tensor, Tensor]:
         """First row and number of rows of each of ``components`` components: two tensors (components,) int64."""
@@ -68,9 +77,9 @@ class Foreground:
     Args:
         components: Components of the batch.
         pixel: (P,) int64, ascending index into the flat (B, H, W): the pixels of components that are large enough.
-        component: (P,) int64.
-        heat: (P,) float32, centre heatmap of the component's class.
-        offset: (2, P) float32, (dy, dx).
+        component: (P,) int64; 0 in empty slots, which are the last ones.
+        heat: (P,) float32, centre heatmap of the component's class; 0 in empty slots.
+        offset: (2, P) float32, (dy, dx); infinite in empty slots.
     """
 
     components: Components
@@ -79,9 +88,19 @@ class Foreground:
     heat: Tensor
     offset: Tensor
 
+    def cut(self, count: int | None) -> Foreground:
+        """The first ``count`` pixels; all if None."""
+        columns = (self.pixel[:count], self.component[:count], self.heat[:count], self.offset[:, :count])
+        return Foreground(self.components, *columns)
+
 
 def gather_foreground(
-    maps: InstanceMaps, components: Components, *, min_area: int, enlargement: Enlargement | None = None
+    maps: InstanceMaps,
+    components: Components,
+    *,
+    min_area: int,
+    enlargement: Enlargement | None = None,
+    sizes: Sizes = EXACT,
 ) -> Foreground:
     """Read the maps at the pixels of components of at least ``min_area`` pixels.
 
@@ -90,6 +109,7 @@ def gather_foreground(
         components: Of the batch.
         min_area: Smaller components are left out.
         enlargement: How the maps become as large as the components; they are read without it being done.
+        sizes: Of the list.
 
     Raises:
         ValueError: The maps have, or get, another batch size or resolution than the components.
@@ -104,14 +124,16 @@ def gather_foreground(
             )
     labels = components.labels.flatten()
     # the row of the background has an area of 0
-    pixel = (components.area >= max(min_area, 1))[labels].nonzero().squeeze(1)
-    component = labels[pixel].long()
+    large = (components.area >= max(min_area, 1))[labels]
+    rows = sizes.pick("pixels", large, room=labels.numel() if components.pixels is None else components.pixels)
+    component = rows.clear(labels[rows.index]).long()
+    channel = rows.clear(components.classes[component])
     return Foreground(
         components=components,
-        pixel=pixel,
+        pixel=rows.index,
         component=component,
-        heat=read_channel(maps.center_heatmap, pixel, components.classes[component], enlargement),
-        offset=read_offsets(maps.offset_field, pixel, enlargement),
+        heat=rows.clear(read_channel(maps.center_heatmap, rows.index, channel, enlargement)),
+        offset=rows.clear(read_offsets(maps.offset_field, rows.index, enlargement), torch.inf),
     )
 
 
@@ -138,7 +160,9 @@ def unravel(pixel: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Ten
 
 
 @torch.no_grad()
-def find_peaks(plane: Tensor, components: Components, *, threshold: float, window: int, strict: bool) -> Centers:
+def find_peaks(
+    plane: Tensor, components: Components, *, threshold: float, window: int, strict: bool, sizes: Sizes = EXACT
+) -> Centers:
     """Pixels that are over a threshold and the maximum of their window, the plane being 0 outside their component.
 
     The same as masking the plane with each component in turn and taking the dense maximum, at a fraction of its price:
@@ -152,6 +176,7 @@ def find_peaks(plane: Tensor, components: Components, *, threshold: float, windo
         strict: As in the release (its rules 4.1 and 4.2): a peak is above the threshold, and equal maxima of a window
             are peaks all of them. Otherwise a peak may equal the threshold, and only the first of equals is one, so
             that a plateau is one centre.
+        sizes: Of the lists of pixels that may still be peaks.
 
     Returns:
         Centers in row-major order within their component.
@@ -172,24 +197,31 @@ def find_peaks(plane: Tensor, components: Components, *, threshold: float, windo
     if window < 1 or window % 2 == 0:
         raise ValueError(f"window must be odd, got {window}")
     plane, labels = plane.float(), components.labels
-    over = plane > threshold if strict else plane >= threshold
-    pixel = (over & (labels > 0)).flatten().nonzero().squeeze(1)
     reach = window // 2
-    pixel = pixel[~_beaten(plane, labels, pixel, min(reach, 1), by_equals=not strict)]
-    value, component = plane.flatten()[pixel], labels.flatten()[pixel].long()
+    over = (plane > threshold if strict else plane >= threshold) & (labels > 0)
+    rows = sizes.pick("over the threshold", over, room=over.numel() // 16)
+    pixel = rows.index
+    highest = rows.clear(~_beaten(plane, labels, pixel, min(reach, 1), by_equals=not strict))
+    rows = sizes.pick("highest of their neighbors", highest, room=len(pixel) // 16)
+    pixel = pixel[rows.index]
+    value, component = plane.flatten()[pixel], rows.clear(labels.flatten()[pixel].long())
 
     # the largest value of a component needs no look at its window; among equals, only if all of them are peaks
     top = value.new_zeros(len(components.area)).scatter_reduce_(0, component, value, "amax")
-    is_peak = value == top[component]
+    is_top = value == top[component]
     if not strict:
-        is_peak &= (torch.zeros_like(top).index_add_(0, component, is_peak.to(top.dtype)) == 1)[component]
-    rest = (~is_peak).nonzero().squeeze(1)
-    for nearer in (min(reach, 5), reach):
-        rest = rest[~_beaten(plane, labels, pixel[rest], nearer, by_equals=not strict)]
-    is_peak[rest] = True
-    peak = is_peak.nonzero().squeeze(1)
-    _, y, x = unravel(pixel[peak], *plane.shape[1:])
-    return Centers.sorted(component[peak], torch.stack([y, x], 1), value[peak])
+        is_top &= (torch.zeros_like(top).index_add_(0, component, is_top.to(top.dtype)) == 1)[component]
+    beaten = torch.zeros_like(is_top)
+    # where a table is filled up its last row is compared again, and found what it is
+    rest = sizes.pick("to be compared nearby", ~is_top & (component > 0), room=len(pixel)).index
+    beaten[rest] = _beaten(plane, labels, pixel[rest], min(reach, 5), by_equals=not strict)
+    rest = rest[sizes.pick("to be compared", ~beaten[rest], room=len(rest) // 4).index]
+    beaten[rest] = _beaten(plane, labels, pixel[rest], reach, by_equals=not strict)
+
+    rows = sizes.pick("peaks", ~beaten & (component > 0), room=len(pixel) // 4)
+    pixel = pixel[rows.index]
+    _, y, x = unravel(pixel, *plane.shape[1:])
+    return Centers.sorted(rows.clear(component[rows.index], NO_COMPONENT), torch.stack([y, x], 1), value[rows.index])
 
 
 def _beaten(plane: Tensor, labels: Tensor, pixel: Tensor, reach: int, *, by_equals: bool) -> Tensor:
@@ -215,7 +247,7 @@ def _beaten(plane: Tensor, labels: Tensor, pixel: Tensor, reach: int, *, by_equa
 
 
 @torch.no_grad()
-def cluster_centers(foreground: Foreground, *, geometry: Geometry) -> Centers:
+def cluster_centers(foreground: Foreground, *, geometry: Geometry, sizes: Sizes = EXACT) -> Centers:
     """Points where the offset field converges: centroids of small round regions of short offsets.
 
     Regions have 4 neighbours and lie in one component; the number of their pixels is nearer than
@@ -229,38 +261,51 @@ def cluster_centers(foreground: Foreground, *, geometry: Geometry) -> Centers:
     qualify in an image of some twenty pixels; not copied.
     """
     _, height, width = foreground.components.labels.shape
-    weak = (foreground.offset.square().sum(0).sqrt() < geometry.cluster_radius).nonzero().squeeze(1)
-    pixel, component = foreground.pixel[weak], foreground.component[weak]
+    weak = foreground.offset.square().sum(0).sqrt() < geometry.cluster_radius
+    rows = sizes.pick("weak offsets", weak, room=len(weak))
+    pixel, component = foreground.pixel[rows.index], rows.clear(foreground.component[rows.index])
 
     # runs of consecutive pixels instead of pixels: whole objects are weak while a network has not learnt offsets
-    starts = torch.ones_like(pixel, dtype=torch.bool)
-    starts[1:] = (pixel[1:] != pixel[:-1] + 1) | (component[1:] != component[:-1]) | (pixel[1:] % width == 0)
-    first = starts.nonzero().squeeze(1)
-    length = torch.diff(first, append=first.new_full((1,), len(pixel)))
-    start, component = pixel[first], component[first]
-    runs = torch.arange(len(first), device=pixel.device)
-    if len(runs) == 0:
-        return Centers(runs, runs.new_zeros(0, 2), runs.float(), runs)
+    joined = (pixel[1:] == pixel[:-1] + 1) & (component[1:] == component[:-1]) & (pixel[1:] % width != 0)
+    starts = component > 0
+    stops = starts.clone()
+    starts[1:] &= ~joined
+    stops[:-1] &= ~joined
+    rows = sizes.pick("weak runs", starts, room=len(starts) // 8)
+    first, last = rows.index, sizes.pick("ends of weak runs", stops, room=len(stops) // 8).index
+    # empty slots: of length 0, behind all pixels
+    start, length = rows.clear(pixel[first], 2 * foreground.components.labels.numel()), rows.clear(last + 1 - first)
+    component = rows.clear(component[first])
 
     # two runs touch if and only if the pixel below or above the end of one of them belongs to the other
-    below_and_above = (start + length - 1) + torch.tensor([[width], [-width]], device=pixel.device)
+    end = start + length - 1
+    below_and_above = torch.stack([end + width, end - width])
     other = (torch.searchsorted(start, below_and_above, right=True) - 1).clamp(min=0)
     touches = (below_and_above < start[other] + length[other]) & (below_and_above >= start[other])
     touches &= component[other] == component  # also keeps the last row of an image from the first of the next
-    root = unite(len(runs), runs.repeat(2), other.where(touches, runs).flatten())
+    runs = torch.arange(len(start), device=start.device)
+    root = unite(len(runs), runs.repeat(2), other.where(touches, runs).flatten(), sizes=sizes)
 
     _, y, x = unravel(start, height, width)
     sums = torch.stack([length, length * y, length * (2 * x + length - 1)])  # the last is twice the sum of x
     area, sum_y, twice_sum_x = torch.zeros_like(sums).index_add_(1, root, sums)
-    round_ = ((area - geometry.cluster_area).abs() < geometry.cluster_tolerance) & (root == runs)
-    region = round_.nonzero().squeeze(1)
-    yx = torch.stack([sum_y[region] // area[region], twice_sum_x[region] // (2 * area[region])], 1)
-    return Centers.sorted(component[region], yx, torch.ones_like(region, dtype=torch.float32))
+    round_ = ((area - geometry.cluster_area).abs() < geometry.cluster_tolerance) & (root == runs) & (component > 0)
+    rows = sizes.pick("round regions", round_, room=len(runs) // 32)
+    area = area[rows.index].clamp(min=1)
+    yx = torch.stack([sum_y[rows.index] // area, twice_sum_x[rows.index] // (2 * area)], 1)
+    component = rows.clear(component[rows.index], NO_COMPONENT)
+    return Centers.sorted(component, yx, torch.ones_like(component, dtype=torch.float32))
 
 
 @torch.no_grad()
 def find_centers(
-    foreground: Foreground, *, geometry: Geometry, threshold: float, strict: bool, clustering: bool
+    foreground: Foreground,
+    *,
+    geometry: Geometry,
+    threshold: float,
+    strict: bool,
+    clustering: bool,
+    sizes: Sizes = EXACT,
 ) -> Centers:
     """Peaks of each component, complemented by the points where its offsets converge.
 
@@ -274,34 +319,33 @@ def find_centers(
         threshold: Of the peaks, positive.
         strict: See ``find_peaks``.
         clustering: False for peaks only.
+        sizes: Of all lists on the way; the table of centres is called "centers" there.
 
     Source: paper section 3.5; the rules that it leaves open are the release's (4.4 to 4.9).
     """
     components = foreground.components
-    _, height, width = components.labels.shape
     # too small components, like the background, stay at 0: no pixel there is above the threshold
-    flat = torch.zeros_like(components.labels, dtype=torch.float32).flatten()
-    flat[foreground.pixel] = foreground.heat
-    plane = flat.view_as(components.labels)
-    peaks = find_peaks(plane, components, threshold=threshold, window=geometry.peak_window, strict=strict)
-    if not clustering:
-        return peaks
-
-    clusters = cluster_centers(foreground, geometry=geometry)
-    pixel = center_pixels(clusters, components)
-    good = (components.labels.flatten()[pixel] == clusters.component) & (flat[pixel] > CLUSTER_HEAT)
-    good = (good & ~_near_peak(clusters, peaks, geometry.cluster_distance)).nonzero().squeeze(1)
-    return Centers.sorted(
-        torch.cat([peaks.component, clusters.component[good]]),
-        torch.cat([peaks.yx, clusters.yx[good]]),
-        torch.cat([peaks.score, clusters.score[good]]),
-    )
+    plane = torch.zeros_like(components.labels, dtype=torch.float32)
+    # added, so that empty slots change nothing
+    flat = plane.view(-1).index_add_(0, foreground.pixel, foreground.heat)
+    found = find_peaks(plane, components, threshold=threshold, window=geometry.peak_window, strict=strict, sizes=sizes)
+    component, yx, score = found.component, found.yx, found.score
+    if clustering:
+        clusters = cluster_centers(foreground, geometry=geometry, sizes=sizes)
+        pixel = center_pixels(clusters, components)
+        good = (components.labels.flatten()[pixel] == clusters.component) & (flat[pixel] > CLUSTER_HEAT)
+        good &= ~_near_peak(clusters, found, geometry.cluster_distance)
+        component = torch.cat([component, clusters.component.where(good, NO_COMPONENT)])
+        yx, score = torch.cat([yx, clusters.yx]), torch.cat([score, clusters.score])
+    rows = sizes.pick("centers", component != NO_COMPONENT, room=len(component))
+    return Centers.sorted(rows.clear(component[rows.index], NO_COMPONENT), yx[rows.index], score[rows.index])
 
 
 def center_pixels(centers: Centers, components: Components) -> Tensor:
-    """Index of each centre's pixel into the flat (B, H, W): (M,) int64."""
+    """Index of each centre's pixel into the flat (B, H, W): (M,) int64; any pixel for empty slots."""
     _, height, width = components.labels.shape
-    return (components.image[centers.component] * height + centers.yx[:, 0]) * width + centers.yx[:, 1]
+    component = centers.component.clamp(max=len(components.image) - 1)
+    return (components.image[component] * height + centers.yx[:, 0]) * width + centers.yx[:, 1]
 
 
 def _near_peak(clusters: Centers, peaks: Centers, distance: float) -> Tensor:

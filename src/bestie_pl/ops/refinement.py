@@ -8,6 +8,7 @@ from torch import Tensor
 from bestie_pl.ops.grouping import Groups, class_probability, group_by_points, group_pixels
 from bestie_pl.ops.peaks import Centers, Foreground, center_pixels, find_centers, gather_foreground, unravel
 from bestie_pl.ops.sampling import Enlargement
+from bestie_pl.ops.sizes import EXACT, Sizes, attempts
 from bestie_pl.structures import Components, Cues, Geometry, InstanceMaps, LabeledInstances, Recipe
 
 MAX_CENTERS = 5
@@ -56,28 +57,41 @@ def refine_from_tags(
 
     Source: paper section 3.5, Eq. (2).
     """
-    foreground = gather_foreground(maps, components, min_area=geometry.min_area, enlargement=enlargement)
-    centers = find_centers(
-        foreground, geometry=geometry, threshold=threshold, strict=recipe == "release", clustering=clustering
-    )
-    if recipe == "paper":
-        _, count = centers.spans(len(components.area))
-        centers = centers.select(count[centers.component] <= max_centers)
-    owner = group_pixels(
-        foreground.pixel,
-        foreground.offset,
-        foreground.component,
-        centers,
-        components=len(components.area),
-        size=(components.labels.shape[1], components.labels.shape[2]),
-        max_rank=max_centers if recipe == "release" else None,
-    )
-    groups = Groups.of(foreground.pixel, owner, centers)
+    for sizes in attempts(components.labels.device):
+        foreground = gather_foreground(
+            maps, components, min_area=geometry.min_area, enlargement=enlargement, sizes=sizes
+        )
+        centers = find_centers(
+            foreground,
+            geometry=geometry,
+            threshold=threshold,
+            strict=recipe == "release",
+            clustering=clustering,
+            sizes=sizes,
+        )
+        if recipe == "paper":
+            centers = centers.without_crowds(max_centers)
+        owner = group_pixels(
+            foreground.pixel,
+            foreground.offset,
+            foreground.component,
+            centers,
+            components=len(components.area),
+            size=(components.labels.shape[1], components.labels.shape[2]),
+            max_rank=max_centers if recipe == "release" else None,
+            sizes=sizes,
+        )
+        groups = Groups.of(foreground.pixel, owner, centers, sizes=sizes)
+
+    pixels = sizes.count("pixels")
+    foreground, centers = foreground.cut(pixels), centers.cut(sizes.count("centers"))
+    groups = groups.cut(pixels, sizes.count("groups"))
     component = centers.component[groups.center]
     if recipe == "paper":
         center_yx, weight = centers.yx[groups.center], centers.score[groups.center]
     else:
-        center_yx, weight = _rescore(maps.semantic_logits, foreground, centers, groups, threshold, enlargement)
+        logits = maps.semantic_logits
+        center_yx, weight = _rescore(logits, foreground, centers, groups, threshold, enlargement, sizes)
     return groups.label(
         components.labels.shape,
         image=components.image[component],
@@ -94,6 +108,7 @@ def _rescore(
     groups: Groups,
     threshold: float,
     enlargement: Enlargement | None,
+    sizes: Sizes,
 ) -> tuple[Tensor, Tensor]:
     """Centre (N, 2) and weight (N,) that the release gives to a group (5.3 to 5.5)."""
     components = foreground.components
@@ -101,7 +116,7 @@ def _rescore(
     score = groups.maximum(heat)
     best = groups.first(heat == torch.cat([score.new_full((1,), torch.nan), score])[groups.ids])
     _, y, x = unravel(best, *components.labels.shape[1:])
-    probability = group_probability(logits, foreground, groups, enlargement=enlargement)
+    probability = group_probability(logits, foreground, groups, enlargement=enlargement, sizes=sizes)
     sure = score >= threshold
     centroid = components.center_yx[centers.component[groups.center]]
     return (
@@ -118,10 +133,15 @@ def mark_centers(foreground: Foreground, centers: Centers) -> Tensor:
 
 
 def group_probability(
-    logits: Tensor, foreground: Foreground, groups: Groups, *, enlargement: Enlargement | None = None
+    logits: Tensor,
+    foreground: Foreground,
+    groups: Groups,
+    *,
+    enlargement: Enlargement | None = None,
+    sizes: Sizes = EXACT,
 ) -> Tensor:
     """Mean probability of its component's class over each group: (N,) float32."""
-    inside = groups.ids.nonzero().squeeze(1)
+    inside = sizes.narrow(groups.ids > 0)
     classes = foreground.components.classes[foreground.component[inside]]
     probability = torch.zeros_like(foreground.heat)
     probability[inside] = class_probability(logits, foreground.pixel[inside], classes, enlargement=enlargement)
@@ -162,7 +182,7 @@ def refine_from_points(
     used = points
     if recipe == "release":
         whole = points.yx.trunc()
-        used = Cues(points.image, whole, points.classes, points.scores).select((whole != 0).all(1))
+        used = Cues(points.image, whole, points.classes, points.scores * (whole != 0).all(1))
     groups, image, own, center_yx = group_by_points(offset_field, classes, used, enlargement=enlargement)
     weight = torch.ones_like(center_yx[:, 0])
     return groups.label(classes.shape, image=image, classes=own, center_yx=center_yx, weight=weight, peaks=points)

@@ -112,6 +112,13 @@ class Enlargement:
         image, y = row // self.size[0], row % self.size[0]
         return (image * cells[0] + top[y]) * cells[1] + left[x], down[y], right[x]
 
+    def corners(self, pixel: Tensor, cells: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """The four of (h, w) cells around each pixel, and their shares: (P, 4) int64 and (P, 4) float32, sum 1."""
+        cell, down, right = self.locate(pixel, cells)
+        below, up, left = cell + cells[1], 1 - down, 1 - right
+        share = torch.stack([up * left, up * right, down * left, down * right], 1)
+        return torch.stack([cell, cell + 1, below, below + 1], 1), share
+
     def bands(self, cells: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """The enlarged map, some rows at a time, channels last.
 
@@ -123,8 +130,7 @@ class Enlargement:
         """
         height, width = self.size
         top, down = self.axis(0, cells.shape[1], cells.device)
-        budget = CPU_BAND if cells.device.type == "cpu" else DEVICE_BAND
-        rows = max(1, budget // max(1, len(cells) * width * cells.shape[3]))
+        rows = at_a_time(len(cells) * width * cells.shape[3], cells.device)
         for start in range(0, height, rows):
             band = slice(start, min(start + rows, height))
             first, share = top[band], down[band][:, None, None]
@@ -153,6 +159,11 @@ class Enlargement:
             wide, [rows, self.grid[1]], [batch, channels, rows, width], self.align_corners, None, None
         )
         return narrow.permute(0, 2, 3, 1)
+
+
+def at_a_time(values: int, device: torch.device) -> int:
+    """How many things that have so many values each should be worked on together."""
+    return max(1, (CPU_BAND if device.type == "cpu" else DEVICE_BAND) // max(1, values))
 
 
 def cells_of(values: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def transfer(
     ([[[1, 1, 1, 0, 0, 0]]], [0.0, 1.0, 0.0], [0.0, 1.0])
     """
     rows = len(components.area)
-    component = _component_of(components, cues)
+    component = component_of(components, cues)
     count = torch.zeros_like(components.area).index_add_(0, component, torch.ones_like(component))
     # row 0 collects the cues that belong to no component; its area of 0 is under any minimum
     accepted = (count == 1) & (components.area >= geometry.min_area)
@@ -66,7 +66,7 @@ def transfer(
     )
 
 
-def _component_of(components: Components, cues: Cues) -> Tensor:
+def component_of(components: Components, cues: Cues) -> Tensor:
     """Row of the component that each cue belongs to, (N,) int64; 0 for none."""
     height, width = components.labels.shape[1:]
     y, x = cues.yx.round().long().unbind(1)

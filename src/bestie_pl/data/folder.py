@@ -1,0 +1,330 @@
+"""A data set of one's own: images and a file of tags; points, semantic maps and ground truth where there are some."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor
+
+from bestie_pl.data.base import InstanceDataModule, Stage
+from bestie_pl.data.coco import read_categories, read_index
+from bestie_pl.data.files import IMAGE_SUFFIXES, Packed, check_unique, read_cues, read_text, require_folder
+from bestie_pl.data.points import PointSet, image_name, read_points
+from bestie_pl.data.samples import PointReader, Split
+from bestie_pl.data.tag_table import read_tags
+from bestie_pl.data.truth import COCOTruth, Truth
+from bestie_pl.structures import Cues
+
+MIXED = "with recipe: release all training images need points; add them, or use recipe: paper"
+
+
+class FolderDataModule(InstanceDataModule):
+    """A folder of images, with subfolders, and one file of their tags by class name.
+
+    **Tags** as CSV, in one of two forms, or as JSON::
+
+        image,tags,split              image,split,cat,dog       {
+        sub/one.jpg,cat;dog,train     sub/one.jpg,train,1,1       "sub/one.jpg": ["cat", "dog"],
+        two.jpg,,val                  two.jpg,val,0,0             "two.jpg": {"tags": [], "split": "val"}
+                                                                }
+
+    ``image`` is a file below ``images``, with or without its suffix. Several tags of an image stand between semicolons;
+    in a file without any semicolon, between blanks. Every other column of the second form is a class, 1 where the image
+    holds it; columns that are no class have to be named in ``ignored_columns``. ``split`` may be left out.
+
+    **Classes** are all names in the file of tags, sorted; ``class_names`` gives another order, or more classes. Numbers
+    in semantic maps and text files count in this order.
+
+    **Splits**: a split is a value of ``split``, or a text file below ``root`` that ends in ``.txt``, an image a line.
+
+    **Points and tags together**: with ``supervision: points`` the training images that ``points`` does not name (of a
+    folder: that have no file there) are taught by their tags: labels come from a classifier's cues in ``cues_dir``, if
+    that is given, and from the network itself; otherwise the semantic map alone says where the objects are.
+
+    **Ground truth** is a COCO annotation file whose categories are matched by name and images by file. It is needed for
+    ``validate`` and ``test``; without it, training has no validation.
+
+    Args:
+        root: Folder that the paths below start from.
+        images: Folder of the images.
+        tags: File of the tags.
+        class_names: Names of the classes in the order of their numbers.
+        ignored_columns: Columns of ``tags`` that are neither class nor split.
+        train_split: Split to train on.
+        val_split: Split that ``validate`` and training's validation use.
+        test_split: Split that ``test`` uses; ``val_split`` if omitted.
+        predict_split: Split that ``predict`` uses, unless ``predict_images`` names a folder; the test split if omitted.
+        semantic_dir: Semantic maps of the training images, ``NAME.png``: 0 background, c + 1 for class c.
+        points: Given points: a ``.json`` or ``.csv`` file, which ``bestie-pl points`` makes and checks, or a folder of
+            the release's text files ``NAME.txt``.
+        cues_dir: A classifier's cues, ``NAME.txt`` of lines ``x y class conf`` with classes from 0.
+        annotations: Ground truth. ``{split}`` in it stands for the name of the split.
+        **kwargs: See ``InstanceDataModule``.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        images: str = "images",
+        tags: str = "tags.csv",
+        class_names: Sequence[str] | None = None,
+        ignored_columns: Sequence[str] = (),
+        train_split: str = "train",
+        val_split: str = "val",
+        test_split: str | None = None,
+        predict_split: str | None = None,
+        semantic_dir: str | None = None,
+        points: str | None = None,
+        cues_dir: str | None = None,
+        annotations: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        base = Path(root)
+        self.table = read_tags(base / tags, class_names, ignored_columns)
+        super().__init__(root, self.table.class_names, **kwargs)
+        self.images_dir = base / images
+        test = test_split or val_split
+        self.splits: dict[Stage, str] = {
+            "train": train_split,
+            "val": val_split,
+            "test": test,
+            "predict": predict_split or test,
+        }
+        self.semantic_dir, self.points, self.cues_dir = (
+            base / path if path else None for path in (semantic_dir, points, cues_dir)
+        )
+        self.annotations = annotations
+
+    def setup(self, stage: str) -> None:
+        """See ``InstanceDataModule``."""
+        if stage in ("validate", "test") and self.annotations is None and not self.tags_only:
+            raise ValueError(
+                f"{stage} needs ground truth; give annotations, a COCO file with the images' true instances"
+            )
+        super().setup(stage)
+
+    def open_split(self, stage: Stage) -> Split:
+        """See ``InstanceDataModule``."""
+        wanted = self.reads_truth(stage) or (stage == "train" and self.semantic_source == "ground_truth")
+        if stage == "val" and wanted and self.annotations is None:
+            return Split(Packed([]), Packed([]))
+        folder = require_folder(self.images_dir, "the images; give root and images")
+        split = self.splits[stage]
+        rows = self._rows(split)
+        files = self._files(folder, rows)
+        names = [image_name(file) for file in files]
+        check_unique(self.table.path, names)
+        training, packed = stage == "train", Packed(names)
+        points = None
+        if self.points is not None and not self.tags_only and not (training and self.supervision == "tags"):
+            points = self._points(self.points, names, packed, training=training)
+        return Split(
+            names=packed,
+            images=Packed(os.path.join(folder, file) for file in files),
+            tags=self.table.dense(rows),
+            semantic_dir=self.semantic_dir if training and self.semantic_source == "folder" else None,
+            cues_dir=self.cues_dir if training or points is None else None,
+            truth=self._truth(split, names) if wanted else None,
+            points=points,
+        )
+
+    def _rows(self, split: str) -> Tensor:
+        """Rows of the table that are in a split, (N,) int64."""
+        table = self.table
+        if not split.endswith(".txt"):
+            if split not in table.splits:
+                known = f"; there are {', '.join(table.splits)}" if table.splits else "; it names none"
+                raise ValueError(
+                    f"{table.path}: no image of the split {split!r}{known}: add a column or key `split`, or name a "
+                    "text file of image names (.txt)"
+                )
+            return (table.split == table.splits.index(split)).nonzero()[:, 0]
+        path = self.root / split
+        listed = [
+            line.strip() for line in StringIO(read_text(path, "the images of a split, one a line")) if line.strip()
+        ]
+        row_of = {image_name(file): row for row, file in enumerate(table.files)}
+        rows = [row_of.get(image_name(name), -1) for name in listed]
+        if not rows or -1 in rows:
+            missing = f"the image {listed[rows.index(-1)]} is not in {table.path}" if rows else "names no image"
+            raise ValueError(f"{path}: {missing}; expected images of the file of tags, one a line")
+        return torch.tensor(rows, dtype=torch.int64)
+
+    def _files(self, folder: Path, rows: Tensor) -> list[str]:
+        """The images' files, below ``folder``; suffixes that the table leaves out are looked up."""
+        table = self.table
+        files = list(table.files)
+        if len(rows) < len(files):
+            files = [files[row] for row in rows.tolist()]
+        if not all(map(_has_suffix, files)):
+            found = dict(_images_below(folder))
+            files = [file if _has_suffix(file) else found.get(file, file) for file in files]
+            if missing := next((file for file in files if not _has_suffix(file)), None):
+                raise FileNotFoundError(
+                    f"no such image: {folder / missing}, with any of {', '.join(IMAGE_SUFFIXES)}; {table.path} lists it"
+                )
+        return files
+
+    def _points(self, path: Path, names: list[str], packed: Packed, *, training: bool) -> PointReader:
+        """Reader of given points."""
+        # the release has no such thing as mixed supervision
+        required = MIXED if training and self.recipe == "release" else None
+        if path.suffix.lower() not in (".json", ".csv"):
+            require_folder(path, "points NAME.txt; points is a .json or .csv file, or a folder of text files")
+            if training and not any((path / f"{name}.txt").is_file() for name in names):
+                raise ValueError(f"{path}: no points NAME.txt of any training image, such as {names[0]}.txt")
+            return TextPoints(path, packed, self.num_classes, required)
+        points = read_points(path, self.class_names)
+        row_of = {image_name(file): row for row, file in enumerate(points.files)}
+        rows = torch.tensor([row_of.get(name, -1) for name in names], dtype=torch.int64)
+        if training:
+            with_points = int((rows >= 0).sum())
+            if with_points == 0:
+                raise ValueError(
+                    f"{path}: no points of any training image, such as {names[0]}; its images are named "
+                    f"like {points.files[0]}"
+                )
+            if with_points < len(names):
+                others = (
+                    f"cues in {self.cues_dir}" if self.cues_dir else "only the semantic map teaches where objects are"
+                )
+                rank_zero_info(
+                    f"{with_points} of {len(names)} training images have points; the others have tags, and {others}."
+                )
+        return TablePoints(points, rows, required)
+
+    def _truth(self, split: str, names: list[str]) -> FolderTruth:
+        if self.annotations is None:
+            raise ValueError(f"the split {split} needs ground truth; give annotations, a COCO file with true instances")
+        path = self.root / self.annotations.replace("{split}", split.removesuffix(".txt"))
+        categories = read_categories(path)
+        index = read_index(path, tuple(categories), keep_masks=True)
+        assert index.annotations is not None  # they were asked for
+        row_of = {name: row for row, name in enumerate(index.names)}
+        if missing := next((name for name in names if name not in row_of), None):
+            raise ValueError(
+                f"{path}: no image {missing} of the split {split} in `images`; annotate it, or leave it out"
+            )
+        rows = torch.tensor([row_of[name] for name in names], dtype=torch.int64)
+        number_of = {name: number for number, name in enumerate(self.class_names)}
+        classes = [number_of.get(name, -1) for name in categories.values()]
+        used = index.tags[rows].any(0).tolist()
+        for name, number, is_used in zip(categories.values(), classes, used, strict=True):
+            if is_used and number < 0:
+                raise ValueError(
+                    f"{path}: annotations of the category {name!r}; expected one of {', '.join(self.class_names)}: "
+                    "correct it, or give all class_names"
+                )
+        return FolderTruth(COCOTruth(index.annotations, index.sizes, path), rows, torch.tensor(classes))
+
+
+@dataclass(frozen=True)
+class FolderTruth:
+    """The ground truth of some of a COCO file's images, with classes of the data set. See ``TruthReader``.
+
+    Args:
+        source: Of the whole file, with classes numbered by category.
+        rows: (N,) int64, entry of the file of each image.
+        classes: (K,) int64, class of each category, -1 for those that do not occur.
+    """
+
+    source: COCOTruth
+    rows: Tensor
+    classes: Tensor
+
+    def __call__(self, index: int, size: tuple[int, int]) -> Truth:
+        """See ``TruthReader``."""
+        instances, semantic = self.source(int(self.rows[index]), size)
+        values = torch.arange(256, dtype=torch.uint8)  # background and 255 stay
+        values[1 : len(self.classes) + 1] = (self.classes + 1).to(torch.uint8)
+        classes = self.classes[instances.classes]
+        return Truth(replace(instances, classes=classes), values[semantic.long()])
+
+
+@dataclass(frozen=True)
+class TablePoints:
+    """Points of a split's images from one file. See ``PointReader``.
+
+    Args:
+        points: With the data set's classes.
+        rows: (N,) int64, row in ``points`` of each image of the split, -1 for images that have tags only.
+        required: Why such images are refused; None if they are not.
+    """
+
+    points: PointSet
+    rows: Tensor
+    required: str | None = None
+
+    def __call__(self, index: int, size: tuple[int, int]) -> Cues | None:
+        """See ``PointReader``."""
+        points, row = self.points, int(self.rows[index])
+        if row < 0:
+            if self.required is not None:
+                raise ValueError(f"{points.path}: the image {index} of the split is not in it; {self.required}")
+            return None
+        where = f"{points.path}: image {points.files[row]!r}"
+        height, width = points.sizes[row].tolist()
+        if height and (height, width) != size:
+            raise ValueError(
+                f"{where}: {width} x {height} px (width x height) but its file is {size[1]} x {size[0]} (after turning "
+                "it as its EXIF orientation says); set the points on the stored image"
+            )
+        rows = points.rows(row)
+        yx, classes, limit = points.yx[rows], points.classes[rows].long(), torch.tensor(size)
+        outside = (yx >= limit).any(1)
+        if outside.any():
+            k = int(outside.nonzero()[0, 0])
+            raise ValueError(
+                f"{where}, point {k + 1}: x={yx[k, 1]:g}, y={yx[k, 0]:g} is outside the {size[1]} x {size[0]} px image"
+            )
+        # a fraction past the centre of the last pixel still belongs to that pixel
+        return Cues(torch.zeros_like(classes), torch.minimum(yx, limit - 1.0), classes, points.scores[rows])
+
+
+@dataclass(frozen=True)
+class TextPoints:
+    """Points of a split's images from the release's text files; images without one have tags only. See ``PointReader``.
+
+    Args:
+        folder: Of the files ``NAME.txt``.
+        names: Of the split's images.
+        num_classes: Classes without background.
+        required: Why images without a file are refused; None if they are not.
+    """
+
+    folder: Path
+    names: Packed
+    num_classes: int
+    required: str | None = None
+
+    def __call__(self, index: int, size: tuple[int, int]) -> Cues | None:
+        """See ``PointReader``."""
+        path = self.folder / f"{self.names[index]}.txt"
+        if path.is_file():
+            return read_cues(path, size, self.num_classes)
+        if self.required is not None:
+            raise FileNotFoundError(f"no such file: {path}; {self.required}")
+        return None
+
+
+def _has_suffix(file: str) -> bool:
+    return file.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _images_below(folder: Path) -> Iterator[tuple[str, str]]:
+    """Name and file, relative to ``folder``, of each image in it and its subfolders."""
+    for where, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        below = os.path.relpath(where, folder)
+        for file in sorted(files):
+            if _has_suffix(file):
+                path = file if below == "." else f"{below.replace(os.sep, '/')}/{file}"
+                yield image_name(path), path
