@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import inference, pipeline, refinement, step
+from benchmarks import inference, pipeline, refinement, stages, step
 from benchmarks.measure import Row, Settings, describe_machine
 
 BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
     "memory": step.run_memory,
     "pipeline": pipeline.run,
     "inference": inference.run,
+    "stages": stages.run,
     "evaluation": inference.run_evaluation,
     "growth": refinement.run_growth,
 }

@@ -20,11 +20,12 @@ from bestie_pl.data.voc import VOC_CLASSES
 from bestie_pl.modules.bestie import BestieModule
 from bestie_pl.modules.initial_weights import load_network
 from bestie_pl.modules.peak_attention import PeakAttentionModule
+from bestie_pl.ops.cues import activation_planes
 
 Golden = Callable[[str], dict[str, np.ndarray]]
 Shapes = dict[str, tuple[int, ...]]
-IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 # names and shapes of the release's tensors, restated from release-weights 2, 3 and 5 without our networks
@@ -169,6 +170,25 @@ def random_state(shapes: Shapes) -> dict[str, Tensor]:
     }
 
 
+def original_names(module: BestieModule | PeakAttentionModule) -> dict[str, Tensor]:
+    """The network's tensors under the release's names: its HRNet has no level for backbone and decoder."""
+    levels = 2 if module.hparams.get("decoder") == "heads" else 1
+    return {name.split(".", levels)[levels]: value for name, value in module.model.state_dict().items()}
+
+
+def assert_identical(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    """Names, shapes, types and bytes."""
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert (ours[name].shape, ours[name].dtype) == (value.shape, value.dtype), name
+        assert ours[name].numpy().tobytes() == value.numpy().tobytes(), name
+
+
+def assert_close(ours: Tensor, expected: np.ndarray) -> None:
+    """To 1e-4 of the output's standard deviation."""
+    np.testing.assert_allclose(ours.numpy(), expected, rtol=0, atol=1e-4 * expected.std())
+
+
 def run(path: Path, *options: str) -> Path:
     output = path.with_name("converted") / "network.ckpt"
     assert cli.main(["convert", str(path), "--output", str(output), *options]) == 0
@@ -200,44 +220,27 @@ def test_the_restated_layout_has_the_releases_sizes(golden: Golden, case: str) -
         pytest.param("resnet101", marks=pytest.mark.slow),
     ],
 )
-def test_converted_networks_give_the_releases_maps(
-    golden: Golden, case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_converted_networks_give_the_releases_maps(golden: Golden, case: str, tmp_path: Path) -> None:
     recorded = golden("k_network_parity")
     backbone, decoder, shapes = NETWORKS[case]
     theirs = release_state(shapes)
     torch.save({"model": theirs}, tmp_path / "best.pt")
-    output = run(tmp_path / "best.pt")
-    text = capsys.readouterr().out
-    assert text.startswith(f"{tmp_path / 'best.pt'}\n{backbone}, 4 classes (class0, class1, class2, class3)")
-    assert f"{len(theirs)} tensors used" in text and "none unused" in text
-
-    module = BestieModule.load_from_checkpoint(output).eval()
-    assert (module.hparams["backbone"], module.hparams["decoder"]) == (backbone, decoder)
-    assert (module.supervision, module.recipe, module.backbone_weights) == ("tags", "release", None)
-    x = torch.from_numpy(recorded[f"{case}_x"])
+    result = convert(tmp_path / "best.pt")
+    assert (result.network, result.used, result.unused) == (backbone, tuple(theirs), {})
+    module = result.module.eval()
+    assert isinstance(module, BestieModule) and module.hparams["decoder"] == decoder
+    assert_identical(original_names(module), theirs)
+    # the recorded input is normalised already; what normalises an image is the release's
+    assert module.model.mean.flatten().tolist() == pytest.approx(IMAGENET_MEAN)
+    assert module.model.std.flatten().tolist() == pytest.approx(IMAGENET_STD)
     height, width = recorded[f"{case}_target_shape"].tolist()
     with torch.no_grad():
-        maps = module.model.enlarge(module(x * IMAGENET_STD + IMAGENET_MEAN), (height, width))
+        maps = module.model.enlarge(module.model.network(torch.from_numpy(recorded[f"{case}_x"])), (height, width))
     for ours, key in zip(maps, ("seg", "center", "offset"), strict=True):
-        expected = recorded[f"{case}_out_{key}"]
-        np.testing.assert_allclose(ours[:, :3].numpy(), expected, rtol=0, atol=1e-4 * max(1, expected.std()))
-
-    # and back: every tensor of theirs is in it, under its part's name, bit by bit
-    converted = torch.load(output, weights_only=True)["state_dict"]
-    assert len(converted) == len(theirs)
-    for name, value in theirs.items():
-        part = (
-            ""
-            if decoder != "heads"
-            else "decoder."
-            if name.split(".")[0] in ("seg", "center", "offset")
-            else "backbone."
-        )
-        assert converted[f"model.network.{part}{name}"].equal(value), name
+        assert_close(ours[:, :3], recorded[f"{case}_out_{key}"])
 
 
-def test_the_converted_classifier_gives_the_releases_logits(
+def test_the_converted_classifier_gives_the_releases_logits_and_activations(
     golden: Golden, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recorded = golden("k_network_parity")
@@ -252,13 +255,33 @@ def test_the_converted_classifier_gives_the_releases_logits(
 
     module = PeakAttentionModule.load_from_checkpoint(output).eval()
     assert module.class_names == VOC_CLASSES and module.recipe == "release" and module.backbone_weights is None
-    x = torch.from_numpy(recorded["vgg16pam_x"]) * IMAGENET_STD + IMAGENET_MEAN
+    assert module.alpha == 0.7
+    back = original_names(module)
+    aliases = {f"{a}.{kind}": back[f"{n}.{kind}"] for a, n in ALIASES.items() for kind in ("weight", "bias")}
+    assert_identical(back | aliases, theirs)
+    # The normalised input itself: to undo its normalisation and do it again moves it by 5e-7, which puts one value of
+    # the first peak attention on the other side of its threshold (alpha 0.3) and the logits off by 1 % of their spread.
+    assert module.model.mean.flatten().tolist() == pytest.approx(IMAGENET_MEAN)
+    assert module.model.std.flatten().tolist() == pytest.approx(IMAGENET_STD)
+    x, size = torch.from_numpy(recorded["vgg16pam_x"]), recorded["vgg16pam_cam_size"].tolist()
     for alpha in (0.3, 0.7):
         with torch.no_grad():
-            logits = module.model.logits(module.model(x, alpha)).numpy()
-        expected = recorded[f"vgg16pam_alpha{alpha}_out_logits"]
-        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * max(1, expected.std()))
-    assert module.alpha == 0.7
+            maps = module.model.network(x, alpha)
+        assert_close(module.model.logits(maps), recorded[f"vgg16pam_alpha{alpha}_out_logits"])
+        cams = activation_planes(maps[0, [2, 14]], (size[0], size[1]))
+        assert_close(cams, recorded[f"vgg16pam_alpha{alpha}_out_cam_classes_2_14"][0])
+
+
+def test_a_converted_resnet_loads_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs = random_state(NETWORKS["resnet50"][2])
+    torch.save({"model": theirs}, tmp_path / "best.pt")
+    module = BestieModule.load_from_checkpoint(run(tmp_path / "best.pt"))
+    assert (module.hparams["backbone"], module.hparams["decoder"]) == ("resnet50", "panoptic_deeplab")
+    assert (module.supervision, module.recipe, module.backbone_weights) == ("tags", "release", None)
+    assert_identical(original_names(module), theirs)
+    text = capsys.readouterr().out
+    assert text.startswith(f"{tmp_path / 'best.pt'}\nresnet50, 4 classes (class0, class1, class2, class3)")
+    assert "530 tensors used: backbone.conv1 1, " in text and "none unused" in text
 
 
 @pytest.fixture(scope="module")
@@ -375,6 +398,8 @@ def test_other_files_are_refused(small: dict[str, Tensor], tmp_path: Path, capsy
     assert cli.main(["convert", str(path), "--output", str(path)]) == 2
     assert path.read_bytes() == before
     assert "--output is the file to convert" in capsys.readouterr().err
+    assert cli.main(["convert", str(path), "--output", str(tmp_path)]) == 2
+    assert "--output is a folder" in capsys.readouterr().err
     names = tmp_path / "names.txt"
     names.write_text("a\nb\n")
     assert "5 classes, and 2 class names" in complain(path, capsys, "--classes", str(names))
@@ -382,29 +407,36 @@ def test_other_files_are_refused(small: dict[str, Tensor], tmp_path: Path, capsy
     assert "a class name stands twice" in complain(path, capsys, "--classes", str(names))
 
 
-def test_a_converted_checkpoint_is_tested_and_trained_on(
-    small: dict[str, Tensor], shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_converted_checkpoint_tests_predicts_and_starts_a_training(
+    small: dict[str, Tensor], shapes_folder: Path, tmp_path: Path
 ) -> None:
     torch.save({"model": small}, tmp_path / "best.pt")
     output = run(tmp_path / "best.pt", "--classes", str(shapes_folder / "classes.txt"), "--supervision", "points")
     module = BestieModule.load_from_checkpoint(output)
     assert module.class_names == tuple((shapes_folder / "classes.txt").read_text().split())
     assert module.supervision == "points" and module.mirror
-
-    from bestie_pl.lightning_cli import run as lightning
+    assert_identical(original_names(module), small)
 
     configuration = Path(__file__).resolve().parents[1] / "configs/voc/points_release.yaml"
-    data = ["train_split=train", "test_split=test", "num_workers=0", f"root={shapes_folder}"]
-    trainer = ["accelerator=cpu", "devices=1", "strategy=auto", "sync_batchnorm=false", "limit_test_batches=1"]
+    data = ["train_split=train", "test_split=test", "predict_split=test", "num_workers=0", f"root={shapes_folder}"]
+    trainer = ["accelerator=cpu", "devices=1", "strategy=auto", "sync_batchnorm=false"]
     arguments = ["--config", str(configuration), f"--trainer.default_root_dir={tmp_path / 'run'}"]
     arguments += [f"--data.init_args.{setting}" for setting in data] + [f"--trainer.{setting}" for setting in trainer]
-    arguments += ["--model.init_args.backbone=hrnet_w32"]
-    lightning(["test", *arguments, f"--ckpt_path={output}"])
+    arguments += ["--model.init_args.backbone=hrnet_w32", f"--ckpt_path={output}"]
+    for verb in ("test", "predict"):
+        assert cli.main([verb, *arguments]) == 0
     assert str(output) in (tmp_path / "run" / "scores_test.json").read_text()
+    names = (shapes_folder / "ImageSets/Segmentation/test.txt").read_text().split()
+    assert len(names) == 5
+    assert sorted(path.stem for path in (tmp_path / "run/predictions").iterdir()) == sorted(names)
 
-    fresh = BestieModule(5, backbone="hrnet_w32", recipe="paper")
-    load_network(fresh.model, output)
-    assert fresh.model.state_dict()["network.decoder.offset.2.weight"].equal(small["offset.2.weight"])
+    # the way of init_from
+    with torch.no_grad():
+        module.model.network.decoder.offset[2].weight.zero_()
+    load_network(module.model, output)
+    assert_identical(original_names(module), small)
+    with pytest.raises(ValueError, match="holds no state_dict; .*'bestie-pl convert'"):
+        load_network(module.model, tmp_path / "best.pt")
 
 
 def test_help_is_light() -> None:

@@ -19,7 +19,7 @@ from pycocotools import mask as codec
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = REPOSITORY / "configs"
-SMALL_SHAPES = ["train_images=16", "val_images=5", "test_images=5", "image_size=64"]
+SMALL_SHAPES = ["train_images=16", "val_images=5", "test_images=5", "image_size=64", "clutter=1", "generator_seed=0"]
 SMALL = [
     "--trainer.accelerator=cpu",
     "--trainer.devices=1",

@@ -18,7 +18,10 @@ SMALL = [
     "--data.init_args.num_workers=0",
     "--model.init_args.backbone_weights=null",
 ]
-SHAPES = [f"--data.init_args.{size}" for size in ("train_images=16", "val_images=5", "test_images=5", "image_size=64")]
+SHAPES = [
+    f"--data.init_args.{size}"
+    for size in ("train_images=16", "val_images=5", "test_images=5", "image_size=64", "clutter=1", "generator_seed=0")
+]
 
 
 def run(*arguments: str) -> None:

@@ -19,7 +19,7 @@ def run(*arguments: str) -> None:
 
 
 def arguments(root: Path, folder: Path, *more: str) -> list[str]:
-    sizes = ["train_images=16", "val_images=5", "test_images=5", "image_size=64"]
+    sizes = ["train_images=16", "val_images=5", "test_images=5", "image_size=64", "clutter=1", "generator_seed=0"]
     data = [*sizes, "crop_size=64", "batch_size=4", "num_workers=0", f"root={root}", "supervision=tags", *more]
     trainer = ["accelerator=cpu", "devices=1", "limit_val_batches=0", f"default_root_dir={folder}"]
     return [

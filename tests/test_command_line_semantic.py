@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-SIZES = ["train_images=16", "val_images=5", "test_images=5", "image_size=64"]
+SIZES = ["train_images=16", "val_images=5", "test_images=5", "image_size=64", "clutter=1", "generator_seed=0"]
 
 
 def run(*arguments: str) -> None:

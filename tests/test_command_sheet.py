@@ -28,7 +28,15 @@ from bestie_pl.modules.peak_attention import PeakAttentionModule
 from bestie_pl.modules.semantic import SemanticModule
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-SHAPES = ["train_images=16", "val_images=5", "test_images=5", "image_size=64", "num_workers=0"]
+SHAPES = [
+    "train_images=16",
+    "val_images=5",
+    "test_images=5",
+    "image_size=64",
+    "num_workers=0",
+    "clutter=1",
+    "generator_seed=0",
+]
 
 
 def save(module: pl.LightningModule, path: Path) -> str:

@@ -25,14 +25,19 @@ from bestie_pl.modules.callbacks import environment
 
 RESULTS = Path("results/shapes")
 POOLINGS = {"mean": "mean pooling", "ngwp": "nGWP pooling"}
+NO_GUIDANCE, NO_REFINEMENT, NO_CLUSTERING = (
+    f"--model.init_args.{name}=false" for name in ("guidance", "refinement", "clustering")
+)
 ROWS = {
-    "none": ("cam", "--model.init_args.guidance=false", "--model.init_args.refinement=false"),
-    "PAM": ("pam", "--model.init_args.guidance=false", "--model.init_args.refinement=false"),
-    "PAM, IAG": ("pam", "--model.init_args.refinement=false"),
-    "PAM, IAG, refinement": ("pam", "--model.init_args.clustering=false"),
+    "none": ("cam", NO_GUIDANCE, NO_REFINEMENT, NO_CLUSTERING),
+    "PAM": ("pam", NO_GUIDANCE, NO_REFINEMENT, NO_CLUSTERING),
+    "PAM, IAG": ("pam", NO_REFINEMENT, NO_CLUSTERING),
+    "PAM, IAG, refinement": ("pam", NO_CLUSTERING),
     "PAM, IAG, refinement, clustering": ("pam",),
 }
 """Table 3: whose cues, and what is switched off. Clustering works in refinement and when predicting."""
+OFTEN = "--trainer.check_val_every_n_epoch=1"
+"""For the curves of mAP50 over training."""
 CLASSIFIERS = {
     "mean_cam": ("--model.init_args.pooling=mean", "--model.init_args.alpha=0"),
     "mean_pam": ("--model.init_args.pooling=mean", "--model.init_args.alpha=0.7"),
@@ -89,7 +94,7 @@ class Seed:
             for kind in ("cam", "pam"):
                 self._classifier(f"{pooling}_{kind}")
             for row, (kind, *switches) in ROWS.items():
-                given = [self._cues(f"{pooling}_{kind}"), *self._retrained, *switches]
+                given = [self._cues(f"{pooling}_{kind}"), *self._retrained, *switches, OFTEN]
                 self._training(f"table3/{pooling}/{row}", given, after=(f"{pooling}_{kind}",))
         self.stages["CAM"] = Stage(self._plain_maps, ("ngwp_cam",))
         for source, option in SOURCES.items():

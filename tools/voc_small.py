@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,16 @@ from typing import Any
 from experiment import ROOT, command, write_json
 
 from bestie_pl.modules.callbacks import environment
+
+CLASSIFIERS = {
+    "nGWP, alpha 0": ("--model.init_args.pooling=ngwp", "--model.init_args.alpha=0"),
+    "nGWP, alpha 0.7": ("--model.init_args.pooling=ngwp", "--model.init_args.alpha=0.7"),
+    "mean, alpha 0": ("--model.init_args.pooling=mean", "--model.init_args.alpha=0"),
+    "mean, alpha 0.7": ("--model.init_args.pooling=mean", "--model.init_args.alpha=0.7"),
+}
+"""Whose cues are compared; the first one's go on, as configs/voc_small/classifier.yaml has it. With peak attention
+alpha rises over the first half of the training."""
+RAMP = "--model.init_args.alpha_ramp_steps=250"
 
 MANY = 100
 """A class with at least this many training images is among the ones that can be learnt."""
@@ -44,10 +55,6 @@ def main() -> None:
         writer = ["--trainer.callbacks=SemanticMapWriter", f"--trainer.callbacks.output_dir={folder / 'maps'}"]
         writer += [f"--trainer.callbacks.iterations={rounds}"] if rounds else []
         maps[name] = chain.run(folder.name, "classifier", "predict", [*on_val, *writer], "classifier", "semantic_maps")
-    writer = ["--trainer.callbacks=CueWriter", f"--trainer.callbacks.output_dir={chain.folder / 'val_cues/cues'}"]
-    cues = chain.run("val_cues", "classifier", "predict", [*on_val, *writer], "classifier", "cue_report")
-    write_json(results / "cues.json", head | {"rows": [{"name": "nGWP, alpha 0"} | cues]})
-
     chain.run("semantic", "semantic", "fit")
     chain.run("maps_train", "semantic", "predict", reads="semantic", report="semantic_maps")
     for name, refine in (("retrained", "null"), ("retrained, PAMR", "pamr")):
@@ -55,18 +62,36 @@ def main() -> None:
         writer = ["--trainer.callbacks=SemanticMapWriter", f"--trainer.callbacks.output_dir={folder / 'maps'}"]
         given = [*on_val, *writer, f"--model.init_args.refine={refine}"]
         maps[name] = chain.run(folder.name, "semantic", "predict", given, "semantic", "semantic_maps")
+    pictures = ["--trainer.callbacks+=PictureWriter", "--trainer.callbacks.count=6"]
     rows = [{"name": name, "miou": report["miou"], "iou": report["iou"]} for name, report in maps.items()]
     write_json(results / "semantic_maps.json", head | {"split": "val_instances, tags given", "rows": rows})
 
     start = [f"--model.init_args.init_from={chain.folder / 'semantic/checkpoints/last.ckpt'}"]
-    chain.run("tags", "tags", "fit", start)
+    chain.run("tags", "tags", "fit", [*start, *pictures])
     counts = images_of_classes(arguments.root)
     rows = []
     for name, refine in (("plain", "null"), ("refined at test", "pamr")):
-        given = [*start, f"--model.init_args.refine_at_test={refine}"]
+        given = [*start, *pictures, f"--model.init_args.refine_at_test={refine}"]
         report = chain.run(f"tags_test_{name.split()[0]}", "tags", "test", given, "tags", "scores_test")
         rows.append({"name": name} | instance_scores(report["scores"], counts))
     write_json(results / "instances.json", head | {"split": "val_instances", "seconds": chain.seconds(), "rows": rows})
+    shutil.copy(chain.folder / "tags/pictures/training.png", results / "training.png")
+    shutil.copy(chain.folder / "tags_test_plain/pictures/test.png", results / "test.png")
+
+    checkpoints, rows = [], []
+    for name, options in CLASSIFIERS.items():
+        stage = "classifier" if not checkpoints else "classifier_" + name.replace(", ", "_").replace(" ", "_")
+        ramp = [] if name.endswith("alpha 0") else [RAMP]
+        chain.run(stage, "classifier", "fit", [*options, *ramp])
+        checkpoints.append(str(chain.folder / stage / "checkpoints/last.ckpt"))
+        tags = chain.run(f"{stage}_test", "classifier", "test", options, stage, "scores_test")
+        writer = ["--trainer.callbacks=CueWriter", f"--trainer.callbacks.output_dir={chain.folder / stage / 'cues'}"]
+        cues = chain.run(f"{stage}_cues", "classifier", "predict", [*on_val, *options, *writer], stage, "cue_report")
+        rows.append({"name": name, "tag_map": tags["scores"]["test/map"]} | cues)
+        write_json(results / "cues.json", head | {"split": "val_instances, tags given", "rows": rows})
+    sheet = ["--config", "configs/voc_small/classifier.yaml", f"--data.init_args.root={chain.root}"]
+    sheet += ["--checkpoints", *checkpoints, "--labels", *CLASSIFIERS, "--images", "6", "--split", "val"]
+    command("sheet", *sheet, "--cue_threshold", "0.2", "--output", str(results / "activation_maps.png"))
 
 
 class Chain:

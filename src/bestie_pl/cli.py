@@ -123,8 +123,11 @@ def _message_for_user(error: BaseException) -> str | None:
     at = error.__traceback__
     while at is not None and at.tb_next is not None:
         at = at.tb_next
-    raised_in = "" if at is None else at.tb_frame.f_globals.get("__name__", "")
-    return str(error) if raised_in.split(".")[0] == "bestie_pl" else None
+    raised_in = "" if at is None else at.tb_frame.f_globals.get("__name__", "").split(".")[0]
+    if raised_in == "jsonargparse" and error.__cause__ is not None:
+        # what a class objects to its arguments comes wrapped in all that the argument might have been
+        return _message_for_user(error.__cause__)
+    return str(error) if raised_in == "bestie_pl" else None
 
 
 def _message_of_worker(report: str) -> str | None:

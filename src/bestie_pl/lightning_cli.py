@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # public, but not said as mypy expects it
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger
@@ -157,7 +157,8 @@ def data_parser(command: str, purpose: str) -> BestieParser:
     parser.add_lightning_class_args(pl.LightningDataModule, "data", subclass_mode=True)
     parser.add_argument("--seed_everything", type=bool | int, default=SEED, help=argparse.SUPPRESS)
     for name in OTHER_KEYS:
-        parser.add_argument(f"--{name}", type=Any, help=argparse.SUPPRESS)
+        # a plain dict is left alone; with Any, jsonargparse would make the objects that it describes
+        parser.add_argument(f"--{name}", type=dict | str | bool | None, help=argparse.SUPPRESS)
     return parser
 
 
@@ -165,7 +166,8 @@ def read_data_module(parser: BestieParser, args: list[str]) -> tuple[pl.Lightnin
     """The data module that the command line describes, and the values of all options; seeds as a training does."""
     options = parser.parse_args(args)
     if options.seed_everything is not False:
-        pl.seed_everything(None if options.seed_everything is True else options.seed_everything, workers=True)
+        seed = None if options.seed_everything is True else options.seed_everything
+        pl.seed_everything(seed, workers=True, verbose=False)
     return parser.instantiate_classes(options).data, options
 
 

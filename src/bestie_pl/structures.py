@@ -230,6 +230,8 @@ class Instances(_Movable):
         scores: (N,) float32 on the CPU; 1 for ground truth.
         size: (H, W).
         crowd: (N,) bool: regions of ground truth that count neither for nor against a prediction; none if omitted.
+        area: (N,) float64: how large an annotation file says that objects are, by which COCO tells small from large
+            ones; the pixels of the masks if omitted.
     """
 
     masks: tuple[dict[str, Any], ...]
@@ -237,12 +239,15 @@ class Instances(_Movable):
     scores: Tensor
     size: tuple[int, int]
     crowd: Tensor | None = None
+    area: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not len(self.masks) == len(self.classes) == len(self.scores):
             raise ValueError(f"{len(self.masks)} masks, {len(self.classes)} classes and {len(self.scores)} scores")
         if self.crowd is not None and len(self.crowd) != len(self.masks):
             raise ValueError(f"{len(self.masks)} masks and {len(self.crowd)} crowd flags")
+        if self.area is not None and len(self.area) != len(self.masks):
+            raise ValueError(f"{len(self.masks)} masks and {len(self.area)} areas")
 
     def __len__(self) -> int:
         return len(self.masks)

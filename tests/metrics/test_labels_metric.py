@@ -123,7 +123,7 @@ def test_arguments_are_not_changed() -> None:
     assert all(torch.equal(t.ids, ids) for t, ids in zip((labels, truth), before, strict=True))
 
 
-def test_two_processes_add_up(two_processes) -> None:
+def test_two_processes_add_up(in_processes) -> None:
     truth = table([[[1, 1, 2, 2]]], [0, 0])
 
     def work(rank: int):
@@ -132,7 +132,7 @@ def test_two_processes_add_up(two_processes) -> None:
             metric.update(truth, truth)
         return metric.compute()
 
-    for result in two_processes(work):
+    for result in in_processes(work):
         assert result["true_positives"] == 6
         assert result["precision"] == result["mean_iou"] == 1
 

@@ -50,7 +50,7 @@ def test_ignored_everywhere() -> None:
     assert math.isnan(metric.compute()["miou"])
 
 
-def test_two_processes_add_up(two_processes) -> None:
+def test_two_processes_add_up(in_processes) -> None:
     prediction = torch.tensor([[0, 1], [1, 2]], dtype=torch.uint8)
 
     def work(rank: int):
@@ -59,7 +59,7 @@ def test_two_processes_add_up(two_processes) -> None:
             metric.update(prediction, prediction.t().clamp(max=1))
         return metric.compute()
 
-    for result in two_processes(work):
+    for result in in_processes(work):
         assert result["per_class"].tolist() == [1.0, pytest.approx(2 / 3), 0.0]
 
 

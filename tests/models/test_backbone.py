@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+import torchvision
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from bestie_pl.models.backbone import create_backbone, load_backbone_weights
 
@@ -117,6 +119,60 @@ def test_classifiers_of_known_files_are_ignored(tmp_path: Path) -> None:
         assert torch.equal(value, state[key]), key
 
 
+def by_name(shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of these shapes, each with a value of its own and stored as this one number."""
+    return {name: torch.tensor(n).to(t.dtype).expand(t.shape) for n, (name, t) in enumerate(sorted(shapes.items()))}
+
+
+def classification_model(make: Callable[[], nn.Module]) -> dict[str, Tensor]:
+    """Names and shapes of a network; takes no memory for the tensors."""
+    with torch.device("meta"):
+        return make().state_dict()
+
+
+@pytest.mark.parametrize(("name", "strides"), [("hrnet_w48", (4,)), ("hrnet_w32", (4, 8, 16, 32))])
+def test_the_original_files_of_hrnet_fill_it(name: str, strides: tuple[int, ...], tmp_path: Path) -> None:
+    # hrnet_w32-36af842e.pth and hrnet_w48-8ef0771d.pth: a bare state dict with all branches of the last stage and the
+    # classifier head.* and fc.*; that of W48 is from before the batch counter
+    whole = classification_model(lambda: timm.create_model(name, features_only=True, feature_location=""))
+    block = {k.removeprefix("layer1.0."): v for k, v in whole.items() if k.startswith("layer1.0.")}
+    head = {f"head.{i}.{j}.0.{k}": v for i, j in ((0, 0), (0, 3), (1, 2)) for k, v in block.items()}
+    state = by_name({**whole, **head, "fc.weight": torch.empty(1000, 2048), "fc.bias": torch.empty(1000)})
+    counters = [k for k in state if k.endswith("num_batches_tracked")]
+    if name == "hrnet_w48":
+        state = {k: v for k, v in state.items() if k not in counters}
+    assert any(k.startswith("stage4.2.fuse_layers.3.") for k in state)
+    torch.save(state, tmp_path / "hrnet.pth")
+    net, _ = create_backbone(name, strides)
+    load_backbone_weights(net, name, tmp_path / "hrnet.pth")
+    loaded = net.state_dict()
+    assert len(loaded) == (1752 if strides == (4,) else 1830)
+    for key, value in loaded.items():
+        assert torch.equal(value, state.get(key, torch.tensor(0))), key
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnet101", "vgg16"])
+def test_files_of_torchvision_fill_the_backbone(name: str, tmp_path: Path) -> None:
+    state = by_name(classification_model(lambda: torchvision.models.get_model(name)))
+    assert "fc.weight" in state or "classifier.6.weight" in state
+    torch.save(state, tmp_path / "w.pth")
+    net, _ = create_backbone(name, (4, 8, 16))
+    load_backbone_weights(net, name, tmp_path / "w.pth")
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, state[key.replace("features_", "features.")]), key
+
+
+def test_a_resnet_of_torchvision_sees_the_same(tmp_path: Path) -> None:
+    model = torchvision.models.resnet18().eval()
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "w.safetensors")
+    net, info = create_backbone("resnet18", (4, 8, 16, 32))
+    load_backbone_weights(net, "resnet18", tmp_path / "w.safetensors")
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        last = net.eval()(x)[info.levels[-1]]
+        torch.testing.assert_close(model.fc(last.mean((2, 3))), model(x))
+
+
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "tf_efficientnet_lite0"])
 def test_classification_models_of_timm_load(tmp_path: Path, name: str) -> None:
     model = timm.create_model(name).eval()
@@ -129,12 +185,31 @@ def test_classification_models_of_timm_load(tmp_path: Path, name: str) -> None:
         torch.testing.assert_close(net.eval()(x)[info.levels[-1]], expected)
 
 
-def test_files_from_before_the_batch_counter_load(tmp_path: Path) -> None:
+def test_batch_counters_are_all_there_or_none(tmp_path: Path) -> None:
     state = trunk_file(tmp_path / "w.pth")
     torch.save({k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, tmp_path / "w.pth")
     net, _ = create_backbone(HRNET, (4,))
     load_backbone_weights(net, HRNET, tmp_path / "w.pth")
     assert torch.equal(net.state_dict()["bn1.running_var"], state["bn1.running_var"])
+    del state["bn2.num_batches_tracked"]
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"1 tensors missing: bn2\.num_batches_tracked\. Nothing"):
+        load_backbone_weights(net, HRNET, tmp_path / "w.pth")
+
+
+def test_a_network_trained_from_a_backbone_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    trunk = trunk_file(tmp_path / "w.pth")
+    net, _ = create_backbone(HRNET, (4,))
+    heads = {f"{head}.{n}.bias": torch.zeros(2) for head in ("seg", "center", "offset") for n in (0, 2)}
+    torch.save({"model": {**trunk, **heads}}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"6 tensors unknown: center\.0\.bias.*'bestie-pl convert'.*init_from"):
+        load_backbone_weights(net, HRNET, tmp_path / "w.pth")
+    ours = {f"model.network.backbone.{k}": v for k, v in trunk.items()} | {
+        "model.network.decoder.seg.0.bias": heads["seg.0.bias"]
+    }
+    torch.save({"pytorch-lightning_version": "2.6", "state_dict": ours}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"unknown: network\.backbone.* checkpoint of this package.*init_from"):
+        load_backbone_weights(net, HRNET, tmp_path / "w.pth")
 
 
 def test_a_partial_file_loads_nothing_and_names_what_is_wrong(tmp_path: Path) -> None:
@@ -172,7 +247,7 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"object\.pth is no file of tensors"):
         load_backbone_weights(net, HRNET, tmp_path / "object.pth")
     torch.save({"epoch": 3}, tmp_path / "counter.pth")
-    with pytest.raises(ValueError, match="holds no tensors by name"):
+    with pytest.raises(ValueError, match=r"holds no tensors by name .*; found 'epoch' \(int\)"):
         load_backbone_weights(net, HRNET, tmp_path / "counter.pth")
 
 

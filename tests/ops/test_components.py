@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from bestie_pl.ops.components import label_components, tagged_classes
 
+pytestmark = pytest.mark.usefixtures("way")
+
 
 def reference(classes: np.ndarray, connectivity: int) -> tuple[np.ndarray, list[tuple[int, int, int, int, int]]]:
     """Labels by first pixel over the batch and rows (image, class, area, int centroid y, x), from OpenCV's labels."""

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 
 from bestie_pl.ops.grouping import Groups, class_probability, group_by_points, group_pixels
 from bestie_pl.ops.peaks import Centers
+from bestie_pl.ops.sampling import find_spots
 from bestie_pl.structures import Cues
+
+pytestmark = pytest.mark.usefixtures("way")
 
 Golden = Callable[[str], dict[str, np.ndarray]]
 
@@ -137,9 +140,9 @@ def test_class_probability_is_a_softmax(dtype: torch.dtype) -> None:
     classes = torch.randint(0, 4, (50,), generator=generator)
     expected = logits.float().softmax(1)[pixel // 42, classes + 1, pixel // 7 % 6, pixel % 7]
     for layout in (torch.contiguous_format, torch.channels_last):
-        found = class_probability(logits.contiguous(memory_format=layout), pixel, classes)
-        assert torch.allclose(found, expected, atol=1e-6)
-    assert class_probability(logits, pixel[:0], classes[:0]).tolist() == []
+        spots = find_spots(pixel, logits.shape, None)
+        assert torch.allclose(class_probability(logits.contiguous(memory_format=layout), spots, classes), expected, atol=1e-6)
+    assert class_probability(logits, spots.select(slice(0)), classes[:0]).tolist() == []
 
 
 def test_points_group_their_own_class_and_image_only() -> None:

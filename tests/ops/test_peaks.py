@@ -15,7 +15,10 @@ from scipy import ndimage
 from bestie_pl.ops import peaks as peaks_module
 from bestie_pl.ops.components import label_components
 from bestie_pl.ops.peaks import Centers, cluster_centers, find_centers, find_peaks, gather_foreground
+from bestie_pl.ops.sizes import attempts
 from bestie_pl.structures import Components, Geometry, InstanceMaps
+
+pytestmark = pytest.mark.usefixtures("way")
 
 Golden = Callable[[str], dict[str, np.ndarray]]
 
@@ -37,11 +40,28 @@ def maps_of(heat: np.ndarray, offset: np.ndarray) -> InstanceMaps:
     )
 
 
+def peaks_in(plane: torch.Tensor, components: Components, *, threshold: float, window: int, strict: bool) -> Centers:
+    """Peaks of a plane, whatever the components' classes are."""
+    heat = plane[:, None].expand(-1, max(1, int(components.classes.max()) + 1), -1, -1)
+    maps = InstanceMaps(heat, heat, torch.zeros(len(plane), 2, *plane.shape[1:]))
+    for sizes in attempts(plane.device):
+        foreground = gather_foreground(maps, components, min_area=1, sizes=sizes)
+        found = find_peaks(foreground, threshold=threshold, window=window, strict=strict, sizes=sizes)
+    return found.cut(sizes.count("peaks"))
+
+
+def clusters_in(maps: InstanceMaps, components: Components, geometry: Geometry) -> Centers:
+    for sizes in attempts(components.labels.device):
+        foreground = gather_foreground(maps, components, min_area=1, sizes=sizes)
+        found = cluster_centers(foreground, geometry=geometry, sizes=sizes)
+    return found.cut(sizes.count("round regions"))
+
+
 def test_peaks_are_those_of_the_release_in_order(golden: Golden) -> None:
     data = golden("d_peaks")
     for case in (f"f{i:02d}" for i in range(12)):
         heat, (threshold, window) = data[f"{case}_heat"], data[f"{case}_args"].tolist()
-        found = find_peaks(
+        found = peaks_in(
             torch.from_numpy(heat)[None],
             one_component(np.ones(heat.shape, bool)),
             threshold=threshold,
@@ -63,7 +83,7 @@ def test_convergence_points_are_those_of_the_release_in_order(golden: Golden) ->
         radius, beta = data[f"{case}_args"].tolist()
         geometry = Geometry(cluster_radius=radius, cluster_tolerance=beta)
         maps = maps_of(np.zeros((height, width), np.float32), data[f"{case}_offset"])
-        found = cluster_centers(gather_foreground(maps, one_component(mask), min_area=1), geometry=geometry)
+        found = clusters_in(maps, one_component(mask), geometry)
         expected = data[f"{case}_out_yx"].reshape(-1, 2).tolist()
         if title == "tiny_image_background_label_area_21_is_returned":
             # the release takes the 21 pixels outside for a convergence point; not copied
@@ -116,7 +136,7 @@ def test_peaks_agree_with_a_dense_maximum_per_component(seed: int, window: int, 
     components = label_components(torch.from_numpy(classes))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(peaks_module, "WINDOW_BUDGET", budget)
-        found = find_peaks(torch.from_numpy(plane), components, threshold=0.5, window=window, strict=strict)
+        found = peaks_in(torch.from_numpy(plane), components, threshold=0.5, window=window, strict=strict)
     rows = torch.cat([found.component[:, None], found.yx], 1).tolist()
     assert rows == reference_peaks(plane, components.labels.numpy(), 0.5, window, strict)
     for number, rank in zip(found.component.tolist(), found.rank.tolist(), strict=True):
@@ -127,7 +147,7 @@ def test_peaks_agree_with_a_dense_maximum_per_component(seed: int, window: int, 
 def test_threshold_itself_counts_only_if_not_strict() -> None:
     plane = torch.tensor([[[0.5, 0.0, 0.75]]])
     components = label_components(torch.ones(1, 1, 3, dtype=torch.int32))
-    found = {s: find_peaks(plane, components, threshold=0.5, window=1, strict=s).yx.tolist() for s in (True, False)}
+    found = {s: peaks_in(plane, components, threshold=0.5, window=1, strict=s).yx.tolist() for s in (True, False)}
     assert found == {True: [[0, 2]], False: [[0, 0], [0, 2]]}
 
 
@@ -135,8 +155,8 @@ def test_a_large_plateau_is_all_peaks_without_large_memory() -> None:
     # every window of 41 x 41 at once would be 2 GB; the component's largest value needs none
     plane = torch.full((1, 400, 400), 0.5)
     components = label_components(torch.ones(1, 400, 400, dtype=torch.int32))
-    assert len(find_peaks(plane, components, threshold=0.3, window=41, strict=True)) == 160_000
-    assert find_peaks(plane, components, threshold=0.3, window=41, strict=False).yx.tolist() == [[0, 0]]
+    assert len(peaks_in(plane, components, threshold=0.3, window=41, strict=True)) == 160_000
+    assert peaks_in(plane, components, threshold=0.3, window=41, strict=False).yx.tolist() == [[0, 0]]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +165,7 @@ def test_a_large_plateau_is_all_peaks_without_large_memory() -> None:
 def test_unusable_settings_are_refused(threshold: float, window: int, message: str) -> None:
     components = label_components(torch.ones(1, 2, 2, dtype=torch.int32))
     with pytest.raises(ValueError, match=message):
-        find_peaks(torch.zeros(1, 2, 2), components, threshold=threshold, window=window, strict=True)
+        peaks_in(torch.zeros(1, 2, 2), components, threshold=threshold, window=window, strict=True)
 
 
 def test_no_foreground_has_no_centres() -> None:
@@ -248,7 +268,7 @@ def test_convergence_points_agree_with_labelled_regions(seed: int, tolerance: fl
     maps = InstanceMaps(
         torch.zeros(2, 4, *classes.shape[1:]), torch.zeros(2, 3, *classes.shape[1:]), torch.from_numpy(offset)
     )
-    found = cluster_centers(gather_foreground(maps, components, min_area=1), geometry=geometry)
+    found = clusters_in(maps, components, geometry)
     rows = torch.cat([found.component[:, None], found.yx], 1).tolist()
     assert rows == reference_clusters(offset, components.labels.numpy(), geometry)
 

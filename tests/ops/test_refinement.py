@@ -17,6 +17,8 @@ from bestie_pl.ops.heatmaps import center_heatmap, offset_field, weight_map
 from bestie_pl.ops.refinement import refine_from_points, refine_from_tags
 from bestie_pl.structures import Cues, Geometry, InstanceMaps, LabeledInstances, Recipe
 
+pytestmark = pytest.mark.usefixtures("way")
+
 Golden = Callable[[str], dict[str, np.ndarray]]
 
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from bestie_pl.ops import sampling
-from bestie_pl.ops.sampling import Enlargement, cells_of
+from bestie_pl.ops.sampling import Enlargement, find_spots
+from bestie_pl.ops.spots import cells_of
 from bestie_pl.structures import InstanceMaps
 
 
@@ -36,9 +37,16 @@ def test_sampled_pixels_are_those_of_the_enlarged_map(case: tuple[Enlargement, t
     pixel = torch.randint(0, large[:, 0].numel(), (50,), generator=generator)
     channel = torch.randint(0, 3, (50,), generator=generator)
     rows = large.permute(0, 2, 3, 1).reshape(-1, 3)[pixel]
-    torch.testing.assert_close(enlargement.sample(values, pixel), rows, rtol=1e-5, atol=2e-6)
-    one = enlargement.sample(values.to(memory_format=torch.channels_last), pixel, channel)
+    spots = enlargement.locate(pixel, values.shape)
+    torch.testing.assert_close(spots.read_all(values), rows.t(), rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(torch.cat([*spots.read_rows(values, 7)]), rows, rtol=1e-5, atol=2e-6)
+    one = spots.read(values.to(memory_format=torch.channels_last), channel)
     torch.testing.assert_close(one, rows[torch.arange(50), channel], rtol=1e-5, atol=2e-6)
+    # the enlarged map itself is read in the same way
+    spots = find_spots(pixel, large.shape, None)
+    assert torch.equal(spots.read_all(large), rows.t())
+    assert torch.equal(torch.cat([*spots.read_rows(large, 7)]), rows)
+    assert torch.equal(spots.read(large, channel), rows[torch.arange(50), channel])
 
 
 @settings(deadline=None)
@@ -71,7 +79,7 @@ def test_four_times_as_large_needs_no_rounding_of_the_shares() -> None:
     enlargement = Enlargement((19, 23), (20, 24))
     pixel = torch.arange(19 * 23)
     expected = F.interpolate(values, (20, 24), mode="bilinear")[..., :19, :23]
-    assert torch.equal(enlargement.sample(values, pixel), expected.permute(0, 2, 3, 1).reshape(-1, 2))
+    assert torch.equal(enlargement.locate(pixel, values.shape).read_all(values), expected[0].flatten(1))
 
 
 def test_all_maps_are_enlarged() -> None:
@@ -93,9 +101,9 @@ def test_a_gpu_reads_the_same(dtype: torch.dtype) -> None:
     values = torch.randn(2, 5, 9, 11, generator=torch.Generator().manual_seed(0)).to(dtype)
     enlargement = Enlargement((35, 43), (36, 44))
     pixel = torch.arange(2 * 35 * 43)
-    torch.testing.assert_close(
-        enlargement.sample(values.cuda(), pixel.cuda()).cpu(), enlargement.sample(values, pixel), rtol=1e-5, atol=1e-6
-    )
+    there = enlargement.locate(pixel.cuda(), values.shape).read_all(values.cuda())
+    here = enlargement.locate(pixel, values.shape).read_all(values)
+    torch.testing.assert_close(there.cpu(), here, rtol=1e-5, atol=1e-6)
     cells = cells_of(values.cuda())
     parts = [rows for _, rows in enlargement.bands(cells)]
     large = enlargement(values).permute(0, 2, 3, 1)

@@ -97,12 +97,14 @@ def main(args: list[str]) -> int:
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: See ``convert``; or the output is the input.
+        ValueError: See ``convert``; or the output is the input or a folder.
     """
     options = _parser().parse_args(args)
     source, output = Path(options.input), Path(options.output)
     if output.exists() and source.exists() and output.samefile(source):
         raise ValueError(f"--output is the file to convert, {source}; give another path")
+    if output.is_dir():
+        raise ValueError(f"--output is a folder, {output}; give the path of the checkpoint to write in it")
     names = None if options.classes is None else _read_names(Path(options.classes))
     result = convert(source, network=options.network, class_names=names, supervision=options.supervision)
     save(result.module, output)
@@ -138,6 +140,8 @@ def convert(
     tensors, beside = split_content(content, path)
     network = network or _recognize(tensors, path)
     layout = LAYOUTS[network]
+    if network == "vgg16":
+        _check_aliases(tensors, path)
     module = _make_module(layout, _count_classes(tensors, layout), class_names, supervision, path)
 
     state = module.model.state_dict()
@@ -148,8 +152,6 @@ def convert(
     wanted = {name: state[key] for name, key in ours.items()}
     if problems := differences(used, wanted, unknown):
         raise ValueError(f"{path} does not fit the release's {network}: {problems}. Nothing was written")
-    if network == "vgg16":
-        _check_aliases(tensors, path)
     module.model.load_state_dict({ours[name]: value for name, value in used.items()})
     unused |= {name: OPTIMIZER if name.startswith("optim") else BESIDE for name in beside}
     return Conversion(module, network, tuple(used), {name: _describe(name, unused, beside) for name in unused})
@@ -163,7 +165,9 @@ def release_name(name: str, layout: Layout) -> str:
 
 def save(module: BestieModule | PeakAttentionModule, path: Path) -> None:
     """Write a Lightning checkpoint of the network and its settings, in one move."""
-    from pytorch_lightning.plugins.io import TorchCheckpointIO
+    import torch
+
+    from bestie_pl.data.files import in_one_move
 
     checkpoint: dict[str, Any] = {
         "epoch": 0,
@@ -173,7 +177,8 @@ def save(module: BestieModule | PeakAttentionModule, path: Path) -> None:
         module.CHECKPOINT_HYPER_PARAMS_NAME: "kwargs",
         module.CHECKPOINT_HYPER_PARAMS_KEY: dict(module.hparams),
     }
-    TorchCheckpointIO().save_checkpoint(checkpoint, path)
+    with in_one_move(path) as temporary:
+        torch.save(checkpoint, temporary)
 
 
 def report(result: Conversion) -> str:
@@ -289,8 +294,8 @@ def _check_aliases(tensors: Mapping[str, Tensor], path: Path) -> None:
     """The release's classifier has its trunk under two names; if they differ, it is not known which one was trained."""
     for alias, name in ALIASES.items():
         for kind in ("weight", "bias"):
-            value = tensors.get(f"{alias}.{kind}")
-            if value is not None and not value.equal(tensors[f"{name}.{kind}"]):
+            first, second = tensors.get(f"{name}.{kind}"), tensors.get(f"{alias}.{kind}")
+            if first is not None and second is not None and not first.equal(second):
                 raise ValueError(
                     f"{path}: {alias}.{kind} and {name}.{kind} are two names of one tensor, but differ; take out one"
                 )

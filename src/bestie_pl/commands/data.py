@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from bestie_pl.data.files import write_text
 from bestie_pl.data.samples import EvaluationSamples, TrainingSamples
 from bestie_pl.lightning_cli import BestieParser, data_parser, read_data_module
 
-HELP = """usage: bestie-pl data check --config CONFIG [--data.* ...] [--workers N] [--report FILE.json]
+HELP = """usage: bestie-pl data check --config CONFIG [--data.* ...] [--workers N] [--json FILE]
 
 Reads every image, map, cue and mask of a configuration's data set. Exit status 1 if there are errors, else 0.
 `bestie-pl data check --help` lists the options."""
@@ -28,16 +29,17 @@ SHOWN = 5
 """Problems of a kind that are printed; the report has all of them."""
 TABLE_ROWS = 30
 """With more classes only their sums are printed; the report has all of them."""
-UP_TO = 10
-"""Images with as many cues or more are counted together."""
 
 
 def main(args: list[str]) -> int:
     """Check the data set that the command line names.
 
-    Images in two splits and everything that training or evaluation could not read are errors. What is legal but costs
-    labels is a warning: cues and regions of classes without tag, tags without cue or region, cues beside the regions.
-    Components are counted at the size of the files, before augmentation.
+    Errors are: whatever training or evaluation could not read, and an image of the training split that is in another
+    one too. Warnings are what is legal and costs labels: cues and regions of classes without tag, tags without cue or
+    region, cues beside the regions, classes without a training image; also the same file under two names or in two
+    splits for evaluation, and a list of images to predict that cannot be opened, which a data set need not have.
+    Regions, the connected components of a class in the semantic map, are counted at the size of the files, before
+    augmentation.
 
     Returns:
         1 if there is an error, else 0.
@@ -55,8 +57,8 @@ def main(args: list[str]) -> int:
     check = DataCheck(data)
     check.run(options.workers)
     print("\n".join(check.lines()))
-    if options.report is not None:
-        write_text(Path(options.report), json.dumps(check.content(), indent=1, ensure_ascii=False) + "\n")
+    if options.json is not None:
+        write_text(Path(options.json), json.dumps(check.content(), indent=1, ensure_ascii=False) + "\n")
     return 1 if any(finding.error for finding in check.findings) else 0
 
 
@@ -80,6 +82,7 @@ class SplitSummary:
     widths: Counter[int] = field(default_factory=Counter)
     tags: Counter[int] = field(default_factory=Counter)
     objects: Counter[int] = field(default_factory=Counter)
+    crowds: Counter[int] = field(default_factory=Counter)
     cues: Counter[int] = field(default_factory=Counter)
     used_cues: Counter[int] = field(default_factory=Counter)
     components: Counter[tuple[int, int]] = field(default_factory=Counter)
@@ -95,7 +98,7 @@ class SplitSummary:
             self.heights[facts.size[0]] += 1
             self.widths[facts.size[1]] += 1
         self.cues_per_image[len(facts.cues)] += 1
-        for name in ("tags", "objects", "cues", "used_cues", "components", "small_components"):
+        for name in ("tags", "objects", "crowds", "cues", "used_cues", "components", "small_components"):
             getattr(self, name).update(getattr(facts, name))
 
     def columns(self, number: int) -> dict[str, int]:
@@ -103,12 +106,13 @@ class SplitSummary:
         return {
             "tagged images": self.tags[number],
             "objects": self.objects[number],
+            "crowds": self.crowds[number],
             "cues": self.cues[number],
             "cues used": self.used_cues[number],
-            "regions without cue": self.components[number, 0],
-            "with one": self.components[number, 1],
-            "with more": self.components[number, 2],
-            "too small": self.small_components[number],
+            "regions, no cue": self.components[number, 0],
+            "regions, 1 cue": self.components[number, 1],
+            "regions, 2+ cues": self.components[number, 2],
+            "regions too small": self.small_components[number],
         }
 
 
@@ -120,7 +124,8 @@ class DataCheck:
         self.findings: list[Finding] = []
         self.summaries: dict[str, SplitSummary] = {}
         self.same_images: dict[str, str] = {}
-        self._seen: dict[int, tuple[str, str, str]] = {}
+        self._read: dict[str, CheckedImages] = {}
+        self._seen: dict[int, tuple[str, int]] = {}
 
     def run(self, workers: int) -> None:
         """Read everything, with a progress bar where the output is a terminal."""
@@ -128,18 +133,23 @@ class DataCheck:
             summary = self.summaries[stage] = SplitSummary()
             # one image is one item: nothing to collate
             loader: Iterable[ImageFacts] = DataLoader(images, None, num_workers=workers, collate_fn=_as_it_is)
-            for facts in tqdm(loader, desc=stage, total=len(images), unit=" images", disable=None, leave=False):
+            bar = tqdm(loader, desc=stage, total=len(images), unit=" images", disable=None, leave=False)
+            for number, facts in enumerate(bar):
                 summary.add(facts)
                 for problem in facts.problems:
                     self._find(stage, facts.name, problem)
-                self._compare(stage, facts)
+                self._compare(stage, number, facts)
+            if stage == "train" and (absent := [n for k, n in enumerate(self.data.class_names) if not summary.tags[k]]):
+                message = f"{', '.join(absent)}; nothing teaches them: correct the tags or the names of the classes"
+                self._find(stage, "", Problem("class without a training image", message, error=False))
 
     def lines(self) -> Iterator[str]:
         """The report for the terminal."""
         for stage, summary in self.summaries.items():
             yield from _describe(stage, summary, self.data.class_names)
-        for stage, other in self.same_images.items():
-            yield f"{stage}: the images of {other}\n"
+        for other in self.summaries:
+            if stages := [stage for stage, first in self.same_images.items() if first == other]:
+                yield f"{', '.join(stages)}: the images of {other}\n"
         for word, error in (("error", True), ("warning", False)):
             counts = Counter(finding.kind for finding in self.findings if finding.error == error)
             for kind, count in counts.items():
@@ -147,9 +157,9 @@ class DataCheck:
                 found = [f for f in self.findings if f.kind == kind and f.error == error]
                 yield from (f"  {finding.split}: {finding.message}" for finding in found[:SHOWN])
                 if count > SHOWN:
-                    yield f"  ... and {count - SHOWN} more; --report FILE.json lists all"
+                    yield f"  ... and {count - SHOWN} more; --json FILE lists all"
         errors = sum(finding.error for finding in self.findings)
-        yield f"{errors} errors, {len(self.findings) - errors} warnings"
+        yield f"{_counted(errors, 'error')}, {_counted(len(self.findings) - errors, 'warning')}"
 
     def content(self) -> dict[str, Any]:
         """The report as plain values."""
@@ -175,37 +185,42 @@ class DataCheck:
 
     def _splits(self) -> Iterator[tuple[str, CheckedImages]]:
         """The splits that can be opened, each with images of its own."""
-        data, read = self.data, dict[str, CheckedImages]()
+        data = self.data
         data.prepare_data()
-        for step in ("fit", "validate", "test", "predict"):
+        # without ground truth, nobody means to validate or test
+        for step in ("fit", "validate", "test", "predict") if data.has_truth else ("fit", "predict"):
             try:
-                data.setup(step)
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message="Not weakly supervised")  # this is about the files
+                    data.setup(step)
             except READ_ERRORS as error:
                 of_fit = "val" if "train" in data.datasets else "train"
                 stage = {"fit": of_fit, "validate": "val"}.get(step, step)
                 if not any(finding.message == str(error) for finding in self.findings):
-                    self._find(stage, "", Problem("split that cannot be opened", str(error)))
+                    problem = Problem("split that cannot be opened", str(error), error=stage != "predict")
+                    self._find(stage, "", problem)
         for stage, samples in data.datasets.items():
             assert isinstance(samples, (TrainingSamples, EvaluationSamples))
             images = CheckedImages(samples, data.class_names, data.geometry.min_area / data.image_scale**2)
-            same = (other for other, theirs in read.items() if _covers(other, theirs, stage, images))
+            same = (other for other, theirs in self._read.items() if _covers(other, theirs, stage, images))
             if (other := next(same, None)) is not None:
                 self.same_images[stage] = other
-                continue
-            read[stage] = images
-            yield stage, images
+            elif len(images):
+                self._read[stage] = images
+                yield stage, images
 
     def _find(self, stage: str, image: str, problem: Problem) -> None:
         self.findings.append(Finding(stage, image, *problem))
 
-    def _compare(self, stage: str, facts: ImageFacts) -> None:
+    def _compare(self, stage: str, number: int, facts: ImageFacts) -> None:
         """Find images that were read before, in this split or in another."""
         if facts.fingerprint == 0:
             return
-        this = (stage, facts.name, facts.path)
-        earlier, name, path = first = self._seen.setdefault(facts.fingerprint, this)
-        if first is this or "predict" in (stage, earlier):
+        earlier, row = first = self._seen.setdefault(facts.fingerprint, (stage, number))
+        if first == (stage, number) or "predict" in (stage, earlier):
             return
+        theirs = self._read[earlier].split
+        name, path = theirs.names[row], theirs.images[row]
         same = f"{facts.path} holds the same bytes as {path}" if facts.path != path else facts.path
         if earlier == stage:
             problem = Problem("image twice in a split", f"{same}; leave one out", error=False)
@@ -220,11 +235,11 @@ def _parser() -> BestieParser:
     parser = data_parser("data check", "Read every image, map, cue and mask of a data set and say what is wrong.")
     add = parser.add_argument
     add("--workers", type=int, default=os.cpu_count() or 1, help="Processes that read")
-    add("--report", type=str, help="JSON file for all counts and problems")
+    add("--json", type=str, help="File for all counts and problems")
     return parser
 
 
-def _as_it_is(facts: ImageFacts) -> ImageFacts:
+def _as_it_is(facts: Any) -> Any:
     return facts
 
 
@@ -245,23 +260,31 @@ def _describe(stage: str, summary: SplitSummary, class_names: Sequence[str]) -> 
     if summary.heights:
         sides = (f"{min(side)} to {max(side)}" for side in (summary.widths, summary.heights))
         sizes = f", {' x '.join(sides)} px (width x height)"
-    yield f"{stage}: {summary.images} images{sizes}"
+    broken = f", {summary.unreadable} of them unreadable" if summary.unreadable else ""
+    yield f"{stage}: {_counted(summary.images, 'image')}{broken}{sizes}"
     rows = {name: summary.columns(number) for number, name in enumerate(class_names)}
     total: Counter[str] = Counter()
     for row in rows.values():
         total.update(row)
     heads = [head for head, count in total.items() if count]
-    shown = rows if len(rows) <= TABLE_ROWS else {}
+    if len(rows) > TABLE_ROWS:
+        rows = {f"{len(rows)} classes": total}
+    elif len(rows) > 1:
+        rows = {**rows, "all": total}
     if heads:
-        yield "  ".join([" " * 18, *heads])
-        for name, row in {**shown, f"{len(rows)} classes": total}.items():
-            yield "  ".join([f"{name:<18}", *(f"{row[head]:>{len(head)}}" for head in heads)])
+        width = max(map(len, rows))
+        yield "  ".join([" " * width, *heads])
+        for name, row in rows.items():
+            yield "  ".join([f"{name:<{width}}", *(f"{row[head]:>{len(head)}}" for head in heads)])
     if summary.cues:
-        counts = Counter[int]()
-        for cues, images in summary.cues_per_image.items():
-            counts[min(cues, UP_TO)] += images
-        yield "cues in an image: " + ", ".join(f"{n}{'+' if n == UP_TO else ''} in {counts[n]}" for n in sorted(counts))
+        images = sorted(summary.cues_per_image.elements())
+        without = f"; {images.count(0)} without any" if images[0] == 0 else ""
+        yield f"cues in an image: {images[0]} to {images[-1]}, median {images[len(images) // 2]}{without}"
     yield ""
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" + ("s" if number != 1 else "")
 
 
 def _range(sides: Counter[int]) -> list[int] | None:

@@ -103,7 +103,7 @@ def _read(folder: Path, picture: Picture, categories: dict[str, int]) -> list[di
     from bestie_pl.data.files import check_size, read_text
 
     path = folder / f"{picture.name}.json"
-    results = []
+    results: list[dict[str, Any]] = []
     try:
         for record in json.loads(read_text(path, "predicted instances of the image")):
             code = record["segmentation"]

@@ -57,27 +57,30 @@ def _match(images: Iterable[MarkedImage], folder: Path) -> None:
     """
     from PIL import Image
 
-    from bestie_pl.data.files import require_folder
+    from bestie_pl.data.files import IMAGE_SUFFIXES, find_image, require_folder
 
     require_folder(folder, "the images; give it as --images")
     for image in images:
         parts = image.file.split("/")
         endings = ["/".join(parts[k:]) for k in range(len(parts))]
-        file = next((ending for ending in endings if (folder / ending).is_file()), None)
-        if file is None:
+        # some programs leave out the suffix
+        whole = image.file.lower().endswith(IMAGE_SUFFIXES)
+        paths = [folder / ending if whole else find_image(folder, ending) for ending in endings]
+        path = next((path for path in paths if path.is_file()), None)
+        if path is None:
             raise FileNotFoundError(
                 f"no such image: {folder / image.file}; expected the folder of the images in --images"
             )
-        image.file = file
+        image.file = path.relative_to(folder).as_posix()
         try:
-            with Image.open(folder / file) as picture:
+            with Image.open(path) as picture:
                 turned = picture.getexif().get(0x0112, 1) >= 5
                 size = picture.size if turned else picture.size[::-1]
-        except OSError as error:
-            raise ValueError(f"{folder / file}: cannot be read as an image ({error}); restore it") from error
+        except (OSError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{path}: cannot be read as an image ({error}); restore it") from error
         if image.size is not None and image.size != size:
             raise ValueError(
-                f"{folder / file}: is {size[1]} x {size[0]} px (width x height, turned as its EXIF orientation says) "
+                f"{path}: is {size[1]} x {size[0]} px (width x height, turned as its EXIF orientation says) "
                 f"but was {image.size[1]} x {image.size[0]} when it was annotated; use the annotated images"
             )
         image.size = size
@@ -89,8 +92,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="bestie-pl points",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Read the objects of an annotation file, and write one point for each of them.",
-        epilog=f"formats:\n{sources}\n\nFolderDataModule reads what this writes. A .json file holds class names, text files "
-        "the numbers\nthat are printed.",
+        epilog=f"formats:\n{sources}\n\nFolderDataModule reads what this writes. A .json file holds class names, text "
+        "files the numbers\nthat are printed.",
     )
     parser.add_argument("inputs", nargs="+", metavar="IN", help="files of one format")
     parser.add_argument("--from", dest="source", required=True, choices=SOURCES, help="their format")

@@ -170,6 +170,11 @@ class InstanceDataModule(pl.LightningDataModule):
             self.supervision == "tags" and self.labels_from is None and not self.tags_only
         )
 
+    @property
+    def has_truth(self) -> bool:
+        """Whether there is something to validate and test with."""
+        return True
+
     def reads_truth(self, stage: Stage) -> bool:
         """Whether the images of a stage come with their true instances and semantic maps."""
         if stage == "train":
@@ -196,7 +201,9 @@ class InstanceDataModule(pl.LightningDataModule):
             for note in self.leak_notes:
                 rank_zero_warn(f"Not weakly supervised: {note}.")
             self._add("train", lambda: self._training_samples(self.open_split("train")))
-        if stage in ("fit", "validate"):
+        # without validation, training needs no ground truth at all
+        skipped = stage == "fit" and self.trainer is not None and self.trainer.limit_val_batches == 0
+        if stage in ("fit", "validate") and not skipped:
             self._add("val", lambda: self.evaluation_samples(self.open_split("val")))
         if stage == "test":
             self._add("test", lambda: self.evaluation_samples(self.open_split("test")))

@@ -6,6 +6,7 @@ No Lightning here, so that worker processes start fast.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from pycocotools import mask as rle
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -31,7 +34,7 @@ from bestie_pl.data.predicted_labels import read_predictions
 from bestie_pl.data.samples import EvaluationSamples, Split, TrainingSamples
 from bestie_pl.ops.components import label_components, tagged_classes
 from bestie_pl.ops.transfer import component_of
-from bestie_pl.structures import IGNORE, Cues
+from bestie_pl.structures import IGNORE, Cues, Instances
 
 TORN = 16
 """An image file that ends in more zero bytes than this and not in its end marker was not copied to its end."""
@@ -52,8 +55,9 @@ class Problem(NamedTuple):
 class ImageFacts:
     """What is read of one image; ``components`` counts those of a class by their number of cues, at most 2.
 
-    ``size`` (H, W) is None for an unreadable image. ``used_cues`` are those that training uses: sure enough, and of a
-    tagged class. ``fingerprint`` is the same for files with the same bytes.
+    ``size`` (H, W) is None for an unreadable image. ``cues`` are all that there are, ``used_cues`` those that training
+    uses: sure enough, and of a tagged class; ``cues_path`` is where they stand. ``fingerprint`` is the same for files
+    with the same bytes.
     """
 
     name: str
@@ -61,9 +65,11 @@ class ImageFacts:
     fingerprint: int = 0
     size: tuple[int, int] | None = None
     tags: list[int] = field(default_factory=list)
+    cues_path: str = ""
     cues: list[int] = field(default_factory=list)
     used_cues: list[int] = field(default_factory=list)
     objects: list[int] = field(default_factory=list)
+    crowds: list[int] = field(default_factory=list)
     components: Counter[tuple[int, int]] = field(default_factory=Counter)
     small_components: Counter[int] = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
@@ -111,11 +117,11 @@ class CheckedImages(Dataset[ImageFacts]):
             facts.tags = split.tags[index].nonzero().flatten().tolist()
         semantic = self._read_semantic(facts)
         if split.truth is not None and facts.size is not None:
-            with facts.reading("unreadable ground truth"):
+            with facts.reading("wrong ground truth"):
                 truth = split.truth(index, facts.size)
-                facts.objects = truth.instances.classes.tolist()
+                _count_objects(facts, truth.instances)
                 semantic = truth.semantic if split.semantic_dir is None else semantic
-        cues = self._read_cues(facts)
+        cues = self._read_cues(facts, index)
         if isinstance(self.samples, TrainingSamples):
             self._read_predictions(facts, self.samples)
             if semantic is not None:
@@ -126,9 +132,13 @@ class CheckedImages(Dataset[ImageFacts]):
 
     def _read_image(self, facts: ImageFacts) -> None:
         path = Path(facts.path)
-        with facts.reading("unreadable image"):
+        # what Pillow warns of goes into the report, with the name of the file
+        with facts.reading("unreadable image"), warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
             image = open_image(path)
             facts.size = (image.height, image.width)
+        for message in sorted({str(warning.message) for warning in said}):
+            facts.warn("image that is read with a warning", f"{path}: {message}")
         with facts.reading("unreadable image"):
             if not path.is_file():
                 return
@@ -140,36 +150,46 @@ class CheckedImages(Dataset[ImageFacts]):
             if zeros > TORN and content.startswith(b"\xff\xd8") and not body.endswith(b"\xff\xd9"):
                 raise ValueError(f"{path}: its last {zeros} bytes are zero and the image has no end: copy it again")
 
-    def _read_cues(self, facts: ImageFacts) -> Cues | None:
-        """Those that training uses; None if they are not read."""
-        samples, folder = self.samples, self.split.cues_dir
-        if folder is None or facts.size is None:
+    def _read_cues(self, facts: ImageFacts, index: int) -> Cues | None:
+        """Those that training uses; None if it reads none here."""
+        split, training = self.split, self.samples if isinstance(self.samples, TrainingSamples) else None
+        if facts.size is None or (training is not None and not training.read_cues):
             return None
-        path = folder / f"{facts.name}.txt"
-        # evaluation reads cues where there are any
-        if not (samples.read_cues if isinstance(samples, TrainingSamples) else path.is_file()):
+        cues, facts.cues_path = None, facts.path
+        if split.points is not None:
+            before = len(facts.problems)
+            with facts.reading("wrong points"):
+                cues = split.points(index, facts.size)
+            if len(facts.problems) > before:
+                return None
+        if cues is None and split.cues_dir is not None:
+            path = split.cues_dir / f"{facts.name}.txt"
+            # evaluation reads cues where there are any
+            if training is not None or path.is_file():
+                cues, facts.cues_path = _lines_of(path, facts, len(self.class_names)), str(path)
+        if cues is None:
             return None
-        rows = []
-        with facts.reading("unreadable cues"):
-            for line in cue_lines(path):
-                with facts.reading("wrong cue"):
-                    rows.append(parse_cue(line, facts.size, len(self.class_names)))
-        facts.cues = [int(number) for _, _, number, _ in rows]
-        if not isinstance(samples, TrainingSamples):
-            return None
+        facts.cues = cues.classes.tolist()
+        return None if training is None else self._used(facts, cues, training)
+
+    def _used(self, facts: ImageFacts, cues: Cues, samples: TrainingSamples) -> Cues:
+        """The cues that training uses."""
         if untagged := set(facts.cues) - set(facts.tags):
             facts.warn(
                 "cue of a class without tag",
-                f"{path}: {self._named(untagged)}; training leaves these cues out: add the tag or remove them",
+                f"{facts.cues_path}: {self._named(untagged)}; training leaves these cues out: add the tag or remove "
+                "them",
             )
-        rows = [row for row in rows if row[3] > samples.cue_threshold and row[2] in facts.tags]
-        facts.used_cues = [int(number) for _, _, number, _ in rows]
+        tagged = torch.tensor([number in facts.tags for number in facts.cues], dtype=torch.bool)
+        used = cues.select((cues.scores > samples.cue_threshold) & tagged)
+        facts.used_cues = used.classes.tolist()
         if missing := set(facts.tags) - set(facts.used_cues):
             facts.warn(
                 "tag without a cue",
-                f"{path}: {self._named(missing)}; no object of it gets a label: add cues, or lower cue_threshold",
+                f"{facts.cues_path}: {self._named(missing)}; no object of it gets a label: add cues, or lower "
+                "cue_threshold",
             )
-        return cues_of_rows(rows)
+        return used
 
     def _read_semantic(self, facts: ImageFacts) -> Tensor | None:
         """The semantic map if it is read, and right."""
@@ -190,7 +210,7 @@ class CheckedImages(Dataset[ImageFacts]):
 
     def _compare_tags(self, facts: ImageFacts, semantic: Tensor) -> None:
         path = facts.path if self.split.semantic_dir is None else self.split.semantic_dir / f"{facts.name}.png"
-        present = {value - 1 for value in semantic.unique().tolist() if value not in (0, IGNORE)}
+        present = {value - 1 for value in np.unique(semantic.numpy()).tolist() if value not in (0, IGNORE)}
         if untagged := present - set(facts.tags):
             facts.warn(
                 "class in a semantic map without tag",
@@ -217,8 +237,8 @@ class CheckedImages(Dataset[ImageFacts]):
         if beside := int((row == 0).sum()):
             facts.warn(
                 "cue beside the regions of its class",
-                f"{self.split.cues_dir}/{facts.name}.txt: {beside} of {len(row)} cues; no region gets a label "
-                "from them: move them, or improve the semantic map",
+                f"{facts.cues_path}: {beside} of {len(row)} cues; no region gets a label from them: move them, or "
+                "improve the semantic map",
             )
 
     def _read_predictions(self, facts: ImageFacts, samples: TrainingSamples) -> None:
@@ -228,3 +248,31 @@ class CheckedImages(Dataset[ImageFacts]):
 
     def _named(self, numbers: Iterable[int]) -> str:
         return ", ".join(self.class_names[number] for number in sorted(numbers))
+
+
+def _lines_of(path: Path, facts: ImageFacts, num_classes: int) -> Cues | None:
+    """The right lines of a text file of cues; None if there is no such file."""
+    assert facts.size is not None
+    lines = None
+    with facts.reading("unreadable cues"):
+        lines = cue_lines(path)
+    if lines is None:
+        return None
+    rows = []
+    for line in lines:
+        with facts.reading("wrong cue"):
+            rows.append(parse_cue(line, facts.size, num_classes))
+    return cues_of_rows(rows)
+
+
+def _count_objects(facts: ImageFacts, instances: Instances) -> None:
+    crowd = [False] * len(instances) if instances.crowd is None else instances.crowd.tolist()
+    for number, is_crowd in zip(instances.classes.tolist(), crowd, strict=True):
+        (facts.crowds if is_crowd else facts.objects).append(number)
+    # one by one: pycocotools 2.0.11 counts the masks of a list in 8 bits
+    if empty := sum(int(rle.area(code)) == 0 for code in instances.masks):
+        facts.warn(
+            "object without a pixel",
+            f"{facts.path}: {empty} of {len(instances)} objects of the ground truth; scores count them as missed: "
+            "remove them",
+        )

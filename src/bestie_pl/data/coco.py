@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,11 +82,13 @@ class COCODataModule(InstanceDataModule):
         require_folder(folder, f"the images of {path}")
         wanted = self.reads_truth(stage) or (stage == "train" and self.semantic_source == "ground_truth")
         index = read_index(path, self.category_ids, keep_masks=wanted)
+        if not index.annotated and (stage != "predict" or self.tags_only):
+            raise ValueError(f"{path}: has no `annotations`; expected them for the images' tags: choose another file")
         self.image_ids |= dict(zip(index.names, index.image_ids.tolist(), strict=True))
         return Split(
             names=index.names,
             images=Packed(str(folder / file) for file in index.files),
-            tags=index.tags,
+            tags=index.tags if index.annotated else None,
             semantic_dir=self.semantic_dir if stage == "train" and self.semantic_source == "folder" else None,
             cues_dir=self.cues_dir,
             truth=COCOTruth(index.annotations, index.sizes, path) if index.annotations is not None else None,
@@ -95,8 +97,12 @@ class COCODataModule(InstanceDataModule):
 
 @dataclass(frozen=True)
 class COCOIndex:
-    """One annotation file as columns, a row an image: ``names`` are file names without suffix; see ``COCOTruth``."""
+    """One annotation file as columns, a row an image: ``names`` are file names without suffix; see ``COCOTruth``.
 
+    ``annotated`` is False for a file without ``annotations``, such as those of COCO's test images.
+    """
+
+    annotated: bool
     names: Packed
     files: Packed
     image_ids: Tensor
@@ -120,7 +126,8 @@ def read_index(path: Path, category_ids: tuple[int, ...], *, keep_masks: bool) -
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: Not COCO's layout, other categories than ``category_ids``, or an annotation of an unknown image.
+        ValueError: Not COCO's layout, other categories than ``category_ids``, an id that stands there twice, an
+            annotation of an unknown image, or none at all with ``keep_masks``.
     """
     text = _read(path)
     found: list[tuple[Any, Any, Any]] = []
@@ -137,27 +144,33 @@ def read_index(path: Path, category_ids: tuple[int, ...], *, keep_masks: bool) -
             f"{path}: categories {tuple(_categories(content, path))} differ from {category_ids} of the validation "
             "annotations; all annotation files of a data set need the same categories"
         )
+    if keep_masks and "annotations" not in content:
+        raise ValueError(
+            f"{path}: has no `annotations`; expected true instances: predict these images, or annotate them"
+        )
     images = content.get("images")
     if not images:
         raise ValueError(f"{path}: lists no images; expected a COCO annotation file with `images`")
-    files = [str(_field(image, "file_name", path)) for image in images]
+    files: list[str] = [_field(image, "file_name", str, path) for image in images]
     names = [os.path.splitext(os.path.normpath(file))[0] for file in files]
     check_unique(path, names)
-    image_ids = [int(_field(image, "id", path)) for image in images]
+    image_ids: list[int] = [_field(image, "id", int, path) for image in images]
+    sizes = [[_field(image, side, int, path) for side in ("height", "width")] for image in images]
+    _check_once(image_ids, "images have the id", path)
+    # pycocotools keeps one annotation an id, so its scores would differ from ours
+    _check_once((number for number, _, _ in found if type(number) is int), "annotations have the id", path)
     row_of = {image_id: row for row, image_id in enumerate(image_ids)}
-    if len(row_of) < len(image_ids):
-        twice = next(image_id for image_id, count in Counter(image_ids).items() if count > 1)
-        raise ValueError(f"{path}: several images have the id {twice}; ids must be unique")
     class_of = {category: number for number, category in enumerate(category_ids)}
     rows, classes = [], []
     for number, image_id, category_id in found:
-        if image_id not in row_of or category_id not in class_of:
+        try:
+            rows.append(row_of[image_id])
+            classes.append(class_of[category_id])
+        except (KeyError, TypeError):
             raise ValueError(
                 f"{path}: annotation {number} has image_id {image_id} and category_id {category_id}; expected those of "
                 "an image and a category of the file"
-            )
-        rows.append(row_of[image_id])
-        classes.append(class_of[category_id])
+            ) from None
     row = torch.tensor(rows, dtype=torch.int64)
     tags = torch.zeros(len(images), len(category_ids), dtype=torch.bool)
     tags[row, torch.tensor(classes, dtype=torch.int64)] = True
@@ -171,10 +184,11 @@ def read_index(path: Path, category_ids: tuple[int, ...], *, keep_masks: bool) -
             first = last
 
     return COCOIndex(
+        annotated="annotations" in content,
         names=Packed(names),
         files=Packed(files),
         image_ids=torch.tensor(image_ids),
-        sizes=torch.tensor([[_field(image, "height", path), _field(image, "width", path)] for image in images]),
+        sizes=torch.tensor(sizes),
         tags=tags,
         annotations=Packed(annotations()) if keep_masks else None,
     )
@@ -188,7 +202,7 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def _parse(text: str, path: Path, take: Callable[[Any, int, int], None]) -> dict[str, Any]:
-    """The content of an annotation file without its annotations, which ``take`` gets one by one and where they stand.
+    """The content of an annotation file; ``take`` gets each annotation and where it stands, the content their number.
 
     All annotations of COCO at once are gigabytes of small objects, and making them takes four times as long.
     """
@@ -213,13 +227,16 @@ def _parse(text: str, path: Path, take: Callable[[Any, int, int], None]) -> dict
         while mark != "}":
             key, at = decode(text, at)
             _, at = step(at, ":")
-            if key == "annotations" and text.startswith("[", at):
+            if key == "annotations":
                 mark, at = enter(at, "[", "]")
+                count = 0
                 while mark != "]":
                     start = at
                     value, at = decode(text, start)
                     take(value, start, at)
+                    count += 1
                     mark, at = step(at, ",", "]")
+                yield key, count
             else:
                 value, at = decode(text, at)
                 yield key, value
@@ -240,10 +257,25 @@ def _categories(content: dict[str, Any], path: Path) -> dict[int, str]:
     categories = content.get("categories")
     if not categories:
         raise ValueError(f"{path}: lists no categories; expected a COCO annotation file with `categories`")
-    return dict(sorted((int(_field(c, "id", path)), str(_field(c, "name", path))) for c in categories))
+    pairs = sorted((_field(c, "id", int, path), _field(c, "name", str, path)) for c in categories)
+    _check_once((number for number, _ in pairs), "categories have the id", path)
+    _check_once((name for _, name in pairs), "categories have the name", path)
+    return dict(pairs)
 
 
-def _field(record: dict[str, Any], name: str, path: Path) -> Any:
-    if name not in record:
+def _check_once(values: Iterable[Hashable], what: str, path: Path) -> None:
+    """Raise ValueError if a value stands there twice."""
+    value, count = next(iter(Counter(values).most_common(1)), (None, 0))
+    if count > 1:
+        raise ValueError(f"{path}: {count} {what} {value!r}; expected each once: number them anew, or merge them")
+
+
+def _field(record: Any, name: str, kind: type, path: Path) -> Any:
+    """A field of an entry, an ``int`` or a ``str``."""
+    if not isinstance(record, dict) or name not in record:
         raise ValueError(f"{path}: an entry without {name!r}: {json.dumps(record)[:200]}")
-    return record[name]
+    value = record[name]
+    if type(value) is not kind:
+        expected = "a whole number" if kind is int else "a text"
+        raise ValueError(f"{path}: {name} is {value!r}; expected {expected}: {json.dumps(record)[:200]}")
+    return value

@@ -11,6 +11,7 @@ import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import NamedTuple, overload
@@ -97,18 +98,26 @@ def read_text(path: Path, holds: str) -> str:
         raise ValueError(f"{path}: is no UTF-8 text ({error}); expected {holds}") from error
 
 
-def write_text(path: Path, content: str) -> None:
-    """Write a text file in one move, so that a killed process leaves the old file or the new one."""
+@contextmanager
+def in_one_move(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` to write to, which takes its place at the end: a killed process leaves old or new."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)  # mkstemp's files are private
-        os.replace(temporary, path)
+        yield temporary
+        temporary.chmod(0o644)  # mkstemp's files are private
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a text file in one move."""
+    with in_one_move(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
 
 
 def find_image(folder: Path, name: str) -> Path:

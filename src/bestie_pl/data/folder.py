@@ -17,12 +17,16 @@ from bestie_pl.data.base import InstanceDataModule, Stage
 from bestie_pl.data.coco import read_categories, read_index
 from bestie_pl.data.files import IMAGE_SUFFIXES, Packed, check_unique, read_cues, read_text, require_folder
 from bestie_pl.data.points import PointSet, image_name, read_points
-from bestie_pl.data.samples import PointReader, Split
+from bestie_pl.data.samples import Split
 from bestie_pl.data.tag_table import read_tags
 from bestie_pl.data.truth import COCOTruth, Truth
 from bestie_pl.structures import Cues
 
 MIXED = "with recipe: release all training images need points; add them, or use recipe: paper"
+NO_POINTS = (
+    "training with supervision: points needs points: give points, a .json or .csv file, which `bestie-pl points` "
+    "makes, or a folder of text files; or use supervision: tags"
+)
 
 
 class FolderDataModule(InstanceDataModule):
@@ -45,8 +49,8 @@ class FolderDataModule(InstanceDataModule):
     **Splits**: a split is a value of ``split``, or a text file below ``root`` that ends in ``.txt``, an image a line.
 
     **Points and tags together**: with ``supervision: points`` the training images that ``points`` does not name (of a
-    folder: that have no file there) are taught by their tags: labels come from a classifier's cues in ``cues_dir``, if
-    that is given, and from the network itself; otherwise the semantic map alone says where the objects are.
+    folder: that have no file there) are taught by their tags, as with ``supervision: tags``: from a classifier's cues,
+    if ``cues_dir`` is given, and by what the network itself finds in the semantic map.
 
     **Ground truth** is a COCO annotation file whose categories are matched by name and images by file. It is needed for
     ``validate`` and ``test``; without it, training has no validation.
@@ -103,9 +107,14 @@ class FolderDataModule(InstanceDataModule):
         )
         self.annotations = annotations
 
+    @property
+    def has_truth(self) -> bool:
+        """See ``InstanceDataModule``."""
+        return self.annotations is not None or self.tags_only
+
     def setup(self, stage: str) -> None:
         """See ``InstanceDataModule``."""
-        if stage in ("validate", "test") and self.annotations is None and not self.tags_only:
+        if stage in ("validate", "test") and not self.has_truth:
             raise ValueError(
                 f"{stage} needs ground truth; give annotations, a COCO file with the images' true instances"
             )
@@ -114,26 +123,30 @@ class FolderDataModule(InstanceDataModule):
     def open_split(self, stage: Stage) -> Split:
         """See ``InstanceDataModule``."""
         wanted = self.reads_truth(stage) or (stage == "train" and self.semantic_source == "ground_truth")
-        if stage == "val" and wanted and self.annotations is None:
+        if stage == "val" and not self.has_truth:
             return Split(Packed([]), Packed([]))
         folder = require_folder(self.images_dir, "the images; give root and images")
+        training, points, mixed = stage == "train", None, False
+        if training and self.supervision == "points" and self.points is None:
+            raise ValueError(NO_POINTS)
         split = self.splits[stage]
         rows = self._rows(split)
         files = self._files(folder, rows)
         names = [image_name(file) for file in files]
-        check_unique(self.table.path, names)
-        training, packed = stage == "train", Packed(names)
-        points = None
+        packed = Packed(names)
         if self.points is not None and not self.tags_only and not (training and self.supervision == "tags"):
-            points = self._points(self.points, names, packed, training=training)
+            points = self._points(self.points, names, packed)
+            if training:
+                mixed = self._is_mixed(self.points, names, points)
         return Split(
             names=packed,
             images=Packed(os.path.join(folder, file) for file in files),
             tags=self.table.dense(rows),
             semantic_dir=self.semantic_dir if training and self.semantic_source == "folder" else None,
-            cues_dir=self.cues_dir if training or points is None else None,
+            cues_dir=self.cues_dir if points is None or mixed else None,
             truth=self._truth(split, names) if wanted else None,
             points=points,
+            mixed=mixed,
         )
 
     def _rows(self, split: str) -> Tensor:
@@ -151,8 +164,10 @@ class FolderDataModule(InstanceDataModule):
         listed = [
             line.strip() for line in StringIO(read_text(path, "the images of a split, one a line")) if line.strip()
         ]
+        listed = [image_name(name) for name in listed]
+        check_unique(path, listed)
         row_of = {image_name(file): row for row, file in enumerate(table.files)}
-        rows = [row_of.get(image_name(name), -1) for name in listed]
+        rows = [row_of.get(name, -1) for name in listed]
         if not rows or -1 in rows:
             missing = f"the image {listed[rows.index(-1)]} is not in {table.path}" if rows else "names no image"
             raise ValueError(f"{path}: {missing}; expected images of the file of tags, one a line")
@@ -161,45 +176,48 @@ class FolderDataModule(InstanceDataModule):
     def _files(self, folder: Path, rows: Tensor) -> list[str]:
         """The images' files, below ``folder``; suffixes that the table leaves out are looked up."""
         table = self.table
-        files = list(table.files)
-        if len(rows) < len(files):
-            files = [files[row] for row in rows.tolist()]
-        if not all(map(_has_suffix, files)):
-            found = dict(_images_below(folder))
-            files = [file if _has_suffix(file) else found.get(file, file) for file in files]
-            if missing := next((file for file in files if not _has_suffix(file)), None):
+        listed = list(table.files)
+        files = [listed[row] for row in rows.tolist()]
+        if wanted := {file for file in files if not _has_suffix(file)}:
+            found: dict[str, str] = {}
+            for name, file in _images_below(folder):
+                if name in wanted and found.setdefault(name, file) != file:
+                    raise ValueError(
+                        f"{table.path}: {name} may be {found[name]} or {file} in {folder}; give it with its suffix"
+                    )
+            if missing := wanted - found.keys():
                 raise FileNotFoundError(
-                    f"no such image: {folder / missing}, with any of {', '.join(IMAGE_SUFFIXES)}; {table.path} lists it"
+                    f"no such image: {folder / min(missing)}, with any of {', '.join(IMAGE_SUFFIXES)}; {table.path} "
+                    "lists it"
                 )
+            files = [found.get(file, file) for file in files]
         return files
 
-    def _points(self, path: Path, names: list[str], packed: Packed, *, training: bool) -> PointReader:
+    def _points(self, path: Path, names: list[str], packed: Packed) -> TablePoints | TextPoints:
         """Reader of given points."""
-        # the release has no such thing as mixed supervision
-        required = MIXED if training and self.recipe == "release" else None
         if path.suffix.lower() not in (".json", ".csv"):
             require_folder(path, "points NAME.txt; points is a .json or .csv file, or a folder of text files")
-            if training and not any((path / f"{name}.txt").is_file() for name in names):
-                raise ValueError(f"{path}: no points NAME.txt of any training image, such as {names[0]}.txt")
-            return TextPoints(path, packed, self.num_classes, required)
+            return TextPoints(path, packed, self.num_classes)
         points = read_points(path, self.class_names)
-        row_of = {image_name(file): row for row, file in enumerate(points.files)}
-        rows = torch.tensor([row_of.get(name, -1) for name in names], dtype=torch.int64)
-        if training:
-            with_points = int((rows >= 0).sum())
-            if with_points == 0:
-                raise ValueError(
-                    f"{path}: no points of any training image, such as {names[0]}; its images are named "
-                    f"like {points.files[0]}"
-                )
-            if with_points < len(names):
-                others = (
-                    f"cues in {self.cues_dir}" if self.cues_dir else "only the semantic map teaches where objects are"
-                )
-                rank_zero_info(
-                    f"{with_points} of {len(names)} training images have points; the others have tags, and {others}."
-                )
-        return TablePoints(points, rows, required)
+        of_points = [image_name(file) for file in points.files]
+        check_unique(path, of_points)
+        row_of = {name: row for row, name in enumerate(of_points)}
+        return TablePoints(points, torch.tensor([row_of.get(name, -1) for name in names], dtype=torch.int64))
+
+    def _is_mixed(self, path: Path, names: list[str], points: TablePoints | TextPoints) -> bool:
+        """Whether some of the training images have no points; an error if none has, or if all need them."""
+        pointed = points.pointed()
+        if all(pointed):
+            return False
+        if not any(pointed):
+            raise ValueError(
+                f"{path}: no points of any training image, such as {names[0]}; name images as below {self.images_dir}"
+            )
+        if self.recipe == "release":  # which knows nothing of the kind
+            raise ValueError(f"{path}: no points of the training image {names[pointed.index(False)]}; {MIXED}")
+        cues = f" and cues in {self.cues_dir}" if self.cues_dir else ""
+        rank_zero_info(f"{sum(pointed)} of {len(names)} training images have points; the others have tags{cues}.")
+        return True
 
     def _truth(self, split: str, names: list[str]) -> FolderTruth:
         if self.annotations is None:
@@ -256,19 +274,19 @@ class TablePoints:
     Args:
         points: With the data set's classes.
         rows: (N,) int64, row in ``points`` of each image of the split, -1 for images that have tags only.
-        required: Why such images are refused; None if they are not.
     """
 
     points: PointSet
     rows: Tensor
-    required: str | None = None
+
+    def pointed(self) -> list[bool]:
+        """Whether each image has points, or is known to have none."""
+        return (self.rows >= 0).tolist()
 
     def __call__(self, index: int, size: tuple[int, int]) -> Cues | None:
         """See ``PointReader``."""
         points, row = self.points, int(self.rows[index])
         if row < 0:
-            if self.required is not None:
-                raise ValueError(f"{points.path}: the image {index} of the split is not in it; {self.required}")
             return None
         where = f"{points.path}: image {points.files[row]!r}"
         height, width = points.sizes[row].tolist()
@@ -297,22 +315,20 @@ class TextPoints:
         folder: Of the files ``NAME.txt``.
         names: Of the split's images.
         num_classes: Classes without background.
-        required: Why images without a file are refused; None if they are not.
     """
 
     folder: Path
     names: Packed
     num_classes: int
-    required: str | None = None
+
+    def pointed(self) -> list[bool]:
+        """Whether each image has a file."""
+        return [os.path.isfile(os.path.join(self.folder, f"{name}.txt")) for name in self.names]
 
     def __call__(self, index: int, size: tuple[int, int]) -> Cues | None:
         """See ``PointReader``."""
         path = self.folder / f"{self.names[index]}.txt"
-        if path.is_file():
-            return read_cues(path, size, self.num_classes)
-        if self.required is not None:
-            raise FileNotFoundError(f"no such file: {path}; {self.required}")
-        return None
+        return read_cues(path, size, self.num_classes) if path.is_file() else None
 
 
 def _has_suffix(file: str) -> bool:

@@ -21,7 +21,8 @@ The file is JSON in UTF-8::
 - ``points``: one for each object. No points mean that somebody looked and found none; an image that is not in the file
   was not looked at.
 - ``x``, ``y``: in pixels of that image; (0, 0) is the *centre* of the top-left pixel. ``0 <= x < width``.
-- ``class``: one of ``classes``. ``confidence`` in [0, 1]: 1 if it is omitted.
+- ``class``: one of ``classes``. ``confidence`` in [0, 1]: 1 if it is omitted. Training uses points that are surer than
+  the data module's ``cue_threshold``, and of classes that the image is tagged with.
 
 As CSV, the header is ``image,x,y,class`` or ``image,x,y,class,confidence``, a row a point; a row whose last columns are
 empty says that the image has no point. Rows may stand in any order. For millions of points this is the smaller form.
@@ -141,7 +142,7 @@ class PointSetBuilder:
         if not isinstance(file, str) or not file:
             self.problem(where, f"file: {file!r}; expected the name of an image file")
             return -1
-        if not {"", ".", ".."}.isdisjoint(file.split("/")):
+        if not is_plain(file):
             self.problem(where, f"file: {file!r}; expected a plain path below the folder of the images")
             return -1
         self._sizes.extend(size or (0, 0))
@@ -320,6 +321,11 @@ def _number(text: str) -> float | str:
         return text
 
 
+def is_plain(file: str) -> bool:
+    """Whether a path leads below the folder that it starts from, and is written in the one way that names have."""
+    return {"", ".", ".."}.isdisjoint(file.split("/"))
+
+
 def image_name(file: str) -> str:
     """The name of an image: its file without the suffix of an image, so that names with dots stay whole.
 
@@ -373,15 +379,17 @@ def tag_csv(points: PointSet, tags: Iterable[Iterable[str]]) -> str:
     classes = points.classes.tolist()
     for n, (file, more) in enumerate(zip(points.files, tags, strict=True)):
         names = {points.class_names[c] for c in classes[points.rows(n)]} | set(more)
+        if unfit := [name for name in names if ";" in name]:
+            raise ValueError(f"{points.path}: image {file!r}: the class {unfit[0]!r} has a semicolon; rename it")
         # the last semicolon tells a name with a blank from two names
         writer.writerow((file, "".join(f"{name};" for name in sorted(names))))
     return text.getvalue()
 
 
 def _short(value: float) -> float | int:
-    """A float32 with the digits that it has; whole numbers without a point."""
-    rounded = float(f"{value:.7g}")
-    return int(rounded) if rounded.is_integer() else rounded
+    """The shortest decimal number that a float32 is read from; whole numbers without a point."""
+    shortest = float(str(np.float32(value)))
+    return int(shortest) if shortest.is_integer() else shortest
 
 
 def relative_file(path: str) -> str:

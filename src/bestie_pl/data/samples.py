@@ -54,8 +54,8 @@ class Split:
         semantic_dir: None where there is none.
         cues_dir: None where there is none.
         truth: Reader of the ground truth, None where there is none.
-        points: Reader of given points, if some of the images may have tags only; ``cues_dir`` then has a classifier's
-            cues of the others.
+        points: Reader of given points, where they are not in ``cues_dir``.
+        mixed: Whether some of the images have tags only; ``cues_dir`` then has a classifier's cues of these.
     """
 
     names: Packed
@@ -65,19 +65,18 @@ class Split:
     cues_dir: Path | None = None
     truth: TruthReader | None = None
     points: PointReader | None = None
+    mixed: bool = False
 
     def __len__(self) -> int:
         return len(self.names)
 
     def read_cues(self, index: int, size: tuple[int, int], num_classes: int) -> tuple[Cues, bool | None]:
         """An image's points or cues; and whether they are given points, None where that is the same for all images."""
-        points = None if self.points is None else self.points(index, size)
-        if points is not None:
-            return points, True
-        cues = Cues.empty()
-        if self.cues_dir is not None:
+        cues = None if self.points is None else self.points(index, size)
+        pointed = cues is not None if self.mixed else None
+        if cues is None and self.cues_dir is not None:
             cues = read_cues(self.cues_dir / f"{self.names[index]}.txt", size, num_classes)
-        return cues, None if self.points is None else False
+        return cues if cues is not None else Cues.empty(), pointed
 
 
 class IdMap(NamedTuple):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bestie_pl.data.files import Packed, check_unique, read_text
-from bestie_pl.data.points import image_name
+from bestie_pl.data.points import image_name, is_plain
 
 TAGS = "a file of tags, CSV or JSON; see FolderDataModule"
 
@@ -77,6 +77,8 @@ def read_tags(path: Path, class_names: Sequence[str] | None = None, ignored_colu
     files: list[str] = []
     tag_row, tag_class, split = array("i"), array("i"), array("h")
     for where, file, tags, part in records.rows:
+        if not is_plain(file):
+            raise ValueError(f"{path}: {where}: image: {file!r}; expected a plain path below the folder of the images")
         for tag in tags:
             number = number_of.get(tag)
             if number is None:
@@ -166,8 +168,6 @@ def _csv_records(text: str, path: Path, ignored_columns: Sequence[str]) -> _Reco
     def rows() -> Iterator[tuple[str, str, Sequence[str], str]]:
         for line, row in _rows_of(text, header, path):
             where = f"line {line}"
-            if not row[image].strip():
-                raise ValueError(f"{path}: {where}: no image; expected its file in the column image")
             if single:
                 tags = [tag for part in row[columns[0]].split(separator) if (tag := part.strip())]
             else:

@@ -6,6 +6,7 @@ Training comes here only if its labels or semantic maps are declared to be the g
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +114,10 @@ class COCOTruth:
             )
         codes = [_run_lengths(a, size, f"{self.path}: annotation {a.get('id')}") for a in annotations]
         crowd = torch.tensor([bool(a.get("iscrowd")) for a in annotations], dtype=torch.bool)
-        instances = _instances(codes, [a["class"] for a in annotations], size, crowd)
+        areas = [
+            _area(a, code, f"{self.path}: annotation {a.get('id')}") for a, code in zip(annotations, codes, strict=True)
+        ]
+        instances = _instances(codes, [a["class"] for a in annotations], size, crowd, areas)
         ids, classes = paint_instances(instances)
         semantic = torch.cat([torch.zeros(1, dtype=torch.int64), classes + 1])[ids.long()]
         for code in (code for code, is_crowd in zip(codes, crowd.tolist(), strict=True) if is_crowd):
@@ -122,7 +126,11 @@ class COCOTruth:
 
 
 def _instances(
-    codes: Sequence[dict[str, Any]], classes: list[int], size: tuple[int, int], crowd: Tensor | None = None
+    codes: Sequence[dict[str, Any]],
+    classes: list[int],
+    size: tuple[int, int],
+    crowd: Tensor | None = None,
+    areas: list[float] | None = None,
 ) -> Instances:
     return Instances(
         masks=tuple(codes),
@@ -130,7 +138,18 @@ def _instances(
         scores=torch.ones(len(classes)),
         size=size,
         crowd=crowd,
+        area=None if areas is None else torch.tensor(areas, dtype=torch.float64),
     )
+
+
+def _area(annotation: dict[str, Any], code: dict[str, Any], where: str) -> float:
+    """How large the file says that an object is (polygons cover fractions of pixels), or else the mask's pixels."""
+    area = annotation.get("area")
+    if area is None:
+        return float(rle.area(code))
+    if type(area) not in (int, float) or not 0 <= area < math.inf:
+        raise ValueError(f"{where}: area {area!r}; expected a number of pixels, or no area at all")
+    return float(area)
 
 
 def _run_lengths(annotation: dict[str, Any], size: tuple[int, int], where: str) -> dict[str, Any]:
@@ -141,18 +160,58 @@ def _run_lengths(annotation: dict[str, Any], size: tuple[int, int], where: str) 
             found = segmentation.get("size")
             raise ValueError(f"{where}: mask of size {found}; expected {list(size)}, height and width of the image")
         counts = segmentation.get("counts")
-        if isinstance(counts, str):
-            code: dict[str, Any] = {"size": list(size), "counts": counts.encode()}
-        elif isinstance(counts, list):
-            code = rle.frPyObjects(segmentation, *size)
-        else:
+        if not isinstance(counts, (str, list)):
             raise ValueError(f"{where}: a run-length code without counts; expected a list or a string")
+        # pycocotools fills what a code leaves out with whatever the memory held
+        runs = read_runs(counts.encode()) if isinstance(counts, str) else counts
+        if not all(type(run) is int and run >= 0 for run in runs) or sum(runs) != size[0] * size[1]:
+            raise ValueError(
+                f"{where}: a broken run-length code; expected runs of 0 and more pixels that add up to the image's "
+                f"{size[0]} x {size[1]}: restore the file"
+            )
+        if isinstance(counts, str):
+            return {"size": list(size), "counts": counts.encode()}
+        code: dict[str, Any] = rle.frPyObjects(segmentation, *size)
         return code
-    # pycocotools takes a list of four numbers for a box
+    # pycocotools takes a list of four numbers for a box, and what is no number for 0
     polygons: list[list[float]] = segmentation if isinstance(segmentation, list) else []
-    if not polygons or not all(isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0 for p in polygons):
+    if not polygons or not all(map(_is_polygon, polygons)):
         raise ValueError(
             f"{where}: no mask; expected polygons [[x, y, x, y, x, y, ...], ...] or a run-length code, not just a box"
         )
     merged: dict[str, Any] = rle.merge(rle.frPyObjects(polygons, *size))
     return merged
+
+
+def _is_polygon(polygon: Any) -> bool:
+    """Whether it holds three points or more."""
+    return (
+        isinstance(polygon, list)
+        and len(polygon) >= 6
+        and len(polygon) % 2 == 0
+        and all(type(value) in (int, float) and math.isfinite(value) for value in polygon)
+    )
+
+
+def read_runs(counts: bytes) -> list[int]:
+    """The lengths of the runs of a compressed run-length code; of a broken one, they do not add up.
+
+    Source: pycocotools' ``rleFrString``: five bits a byte, the lowest first; from the fourth run on the difference to
+    the run before the last.
+
+    >>> read_runs(rle.encode(np.array([[0, 1], [1, 1]], dtype=np.uint8, order="F"))["counts"])
+    [1, 3]
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for byte in counts:
+        bits = byte - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:  # more follow
+            continue
+        if bits & 16:  # negative
+            value -= 1 << shift
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+        value = shift = 0
+    return runs

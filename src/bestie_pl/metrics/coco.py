@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from pycocotools import mask as codec
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from pycocotools.cocoeval import COCOeval, Params
 from torch import Tensor
 
 from bestie_pl.metrics.base import ImageMetric, ImageRecord
@@ -21,24 +21,35 @@ from bestie_pl.structures import Instances
 MAX_DETECTIONS = 100
 """Predictions of a class that count in an image, the surest ones. Source: COCO."""
 
+OVERLAPS = (0.25, *Params("segm").iouThrs.tolist())
+"""COCO's 0.5, 0.55, ..., 0.95, after one of the VOC tables. Each is matched apart, so it changes nothing of the others.
+"""
+
+SIZES = ("small", "medium", "large")
+"""Of objects: under 32 x 32 pixels, up to 96 x 96, and above. Source: COCO."""
+
 
 @dataclass(frozen=True, eq=False)
 class _Coded(ImageRecord):
-    """An image's run-length codes: (counts, class, score) of predictions, (counts, class, crowd) of references."""
+    """An image's run-length codes: predictions (class, counts, score), references (class, counts, crowd, area)."""
 
     size: tuple[int, int]
-    predictions: tuple[tuple[bytes, int, float], ...]
-    references: tuple[tuple[bytes, int, bool], ...]
+    predictions: tuple[tuple[int, bytes, float], ...]
+    references: tuple[tuple[int, bytes, bool, float], ...]
 
 
 class COCOInstanceAP(ImageMetric[_Coded]):
-    """COCO's mask AP over the overlaps 0.5, 0.55, ..., 0.95, and at 0.5 and 0.75, for objects of all sizes.
+    """COCO's mask AP: mean precision at 101 recalls, and over the overlaps 0.5, 0.55, ..., 0.95 unless one is named.
 
     The numbers are ``pycocotools.cocoeval.COCOeval``'s. References flagged ``crowd`` are no objects, and predictions
     inside them do not count. Of equal scores the earlier counts first, images in the order of their names. A class
-    without objects has no precision (NaN) and is left out of the mean.
+    without objects has no precision (NaN) and is left out of the mean. How large an object is says its annotation, if
+    it does (``Instances.area``), or else its mask.
 
-    The state holds run-length codes; every process computes the result from all of them.
+    At the same overlap it differs from ``VOCInstanceAP``: a prediction whose best object is taken may have the second
+    best, the curve is read at 101 places instead of everywhere, and only the surest 100 predictions of a class count.
+
+    The state holds run-length codes; every process computes the result from all of them, one class at a time.
 
     Args:
         num_classes: Classes without background.
@@ -46,68 +57,83 @@ class COCOInstanceAP(ImageMetric[_Coded]):
     """
 
     def _record(self, name: str, prediction: Instances, reference: Instances) -> _Coded:
+        counts = [mask["counts"] for mask in reference.masks]
         crowd = [False] * len(reference) if reference.crowd is None else reference.crowd.tolist()
+        area = [float(codec.area(m)) for m in reference.masks] if reference.area is None else reference.area.tolist()
+        found = (mask["counts"] for mask in prediction.masks)
         return _Coded(
             name=name,
             size=prediction.size,
-            predictions=_rows(prediction, prediction.scores.tolist()),
-            references=_rows(reference, crowd),
+            predictions=tuple(zip(prediction.classes.tolist(), found, prediction.scores.tolist(), strict=True)),
+            references=tuple(zip(reference.classes.tolist(), counts, crowd, area, strict=True)),
         )
 
     def compute(self) -> dict[str, Tensor]:
         """Scores in [0, 1].
 
         Returns:
-            ``ap``, ``ap50``, ``ap75``: mean over the classes that have objects, NaN if none has. ``per_class``: (C,),
-            ``ap`` of each class, NaN for a class without objects.
+            ``ap``; ``ap25``, ``ap50``, ``ap70``, ``ap75`` at single overlaps; ``ap_small``, ``ap_medium``,
+            ``ap_large`` for objects of a size: means over the classes that have objects, NaN if none has.
+            ``per_class``: (C,), ``ap`` of each class, NaN for a class without objects.
         """
-        precision = self._precision()  # (overlaps, recalls, classes), NaN for classes without objects
-        return {
-            "ap": precision.nanmean().float().to(self.device),
-            "ap50": precision[0].nanmean().float().to(self.device),
-            "ap75": precision[5].nanmean().float().to(self.device),
-            "per_class": precision.mean((0, 1)).float().to(self.device),
+        precision = self._precision()  # (overlaps, recalls, sizes, classes), NaN for classes without such objects
+        every = precision[:, :, 0]
+        scores = {
+            "ap": every[1:].nanmean(),
+            **{f"ap{round(100 * t)}": every[OVERLAPS.index(t)].nanmean() for t in (0.25, 0.5, 0.7, 0.75)},
+            **{f"ap_{size}": precision[1:, :, i].nanmean() for i, size in enumerate(SIZES, 1)},
+            "per_class": every[1:].mean((0, 1)),
         }
+        return {name: score.float().to(self.device) for name, score in scores.items()}
 
     def _precision(self) -> Tensor:
         images = self._images()
-        truth = (
-            {**_annotation(i, image.size, code, c), "iscrowd": int(crowd)}
-            for i, image in enumerate(images)
-            for code, c, crowd in image.references
-        )
-        found = (
-            {**_annotation(i, image.size, code, c), "score": score}
-            for i, image in enumerate(images)
-            for code, c, score in image.predictions
-        )
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports each step
-            evaluation = COCOeval(self._index(images, truth), self._index(images, found), "segm")
-            evaluation.params.areaRng = evaluation.params.areaRng[:1]
-            evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
-            evaluation.params.maxDets = [MAX_DETECTIONS]
-            evaluation.evaluate()
-            evaluation.accumulate()
-        precision = np.asarray(evaluation.eval["precision"])[..., 0, 0]
-        return torch.from_numpy(np.where(precision < 0, np.nan, precision))
-
-    def _index(self, images: list[_Coded], annotations: Iterable[dict[str, Any]]) -> COCO:
-        coco = COCO()
-        coco.dataset = {
-            "images": [{"id": i, "height": image.size[0], "width": image.size[1]} for i, image in enumerate(images)],
-            "categories": [{"id": c} for c in range(self.num_classes)],
-            # from 1: COCOeval reads a match with number 0 as none
-            "annotations": [{**annotation, "id": i} for i, annotation in enumerate(annotations, 1)],
-        }
-        coco.createIndex()
-        return coco
+        found: list[list[tuple[int, bytes, float]]] = [[] for _ in range(self.num_classes)]
+        true: list[list[tuple[int, bytes, bool, float]]] = [[] for _ in range(self.num_classes)]
+        for number, image in enumerate(images):
+            for c, *row in image.predictions:
+                found[c].append((number, *row))
+            for c, *row in image.references:
+                true[c].append((number, *row))
+        sizes = [image.size for image in images]
+        return torch.from_numpy(np.stack([_precision(sizes, *rows) for rows in zip(found, true, strict=True)], -1))
 
 
-def _rows(instances: Instances, last: list[Any]) -> tuple[tuple[bytes, int, Any], ...]:
-    counts = (mask["counts"] for mask in instances.masks)
-    return tuple(zip(counts, instances.classes.tolist(), last, strict=True))
+def _precision(
+    sizes: Sequence[tuple[int, int]],
+    predictions: Sequence[tuple[int, bytes, float]],
+    references: Sequence[tuple[int, bytes, bool, float]],
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Precision of one class at all overlaps, recalls and sizes of objects; NaN where there is no object.
+
+    COCOeval keeps a table of all pairs of an image and a class, most of which are empty; here it sees the images that
+    have the class.
+    """
+    found, true = [], []
+    for image, counts, score in predictions:
+        code = {"size": sizes[image], "counts": counts}
+        found.append({"image_id": image, "segmentation": code, "score": score, "area": int(codec.area(code))})
+    for image, counts, crowd, area in references:
+        code = {"size": sizes[image], "counts": counts}
+        true.append({"image_id": image, "segmentation": code, "iscrowd": int(crowd), "area": area})
+    images = sorted({annotation["image_id"] for annotation in (*found, *true)})
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports each step
+        evaluation = COCOeval(_index(images, sizes, true), _index(images, sizes, found), "segm")
+        evaluation.params.iouThrs = np.array(OVERLAPS)
+        evaluation.params.maxDets = [MAX_DETECTIONS]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = np.asarray(evaluation.eval["precision"])[:, :, 0, :, 0]
+    return np.where(precision < 0, np.nan, precision)
 
 
-def _annotation(image: int, size: tuple[int, int], counts: bytes, category: int) -> dict[str, Any]:
-    code = {"size": list(size), "counts": counts}
-    return {"image_id": image, "category_id": category, "segmentation": code, "area": int(codec.area(code))}
+def _index(images: Sequence[int], sizes: Sequence[tuple[int, int]], annotations: Sequence[dict[str, Any]]) -> COCO:
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": i, "height": sizes[i][0], "width": sizes[i][1]} for i in images],
+        "categories": [{"id": 0}],
+        # from 1: COCOeval reads a match with number 0 as none
+        "annotations": [{**annotation, "category_id": 0, "id": i} for i, annotation in enumerate(annotations, 1)],
+    }
+    coco.createIndex()
+    return coco

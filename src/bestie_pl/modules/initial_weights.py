@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bestie_pl.models.bestie import BestieModel
+from bestie_pl.models.tensor_file import differences, read_file
 
 PREFIX = "model."
 """Where the modules of this package keep their network."""
@@ -34,35 +33,21 @@ def load_network(model: BestieModel, path: str | Path) -> None:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such checkpoint: {path}; init_from takes that of a SemanticModule or BestieModule")
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is no checkpoint of tensors and plain values, and nothing else is loaded") from error
+    content = read_file(Path(path))
     state = content.get("state_dict") if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping):
-        raise ValueError(f"{path} holds no state_dict; give the checkpoint of a SemanticModule or BestieModule")
+        raise ValueError(
+            f"{path} holds no state_dict; give the checkpoint of a SemanticModule or BestieModule ('bestie-pl convert' "
+            "makes one of a file of the authors' release)"
+        )
     found: dict[str, Tensor] = {k.removeprefix(PREFIX): v for k, v in state.items() if k.startswith(PREFIX)}
     wanted = model.state_dict()
-    shapes = [
-        f"{name} {tuple(value.shape)} instead of {tuple(wanted[name].shape)}"
-        for name, value in found.items()
-        if name in wanted and value.shape != wanted[name].shape
-    ]
-    problems = [
-        f"{len(names)} tensors {what}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
-        for what, names in (
-            ("missing", sorted(wanted.keys() - found.keys())),
-            ("unknown", sorted(found.keys() - wanted.keys())),
-            ("of another shape", shapes),
-        )
-        if names
-    ]
-    if problems:
+    if problems := differences(found, wanted, found.keys() - wanted.keys()):
         theirs = content.get("hyper_parameters", {})
         trained = ", ".join(f"{k}={theirs[k]!r}" for k in NETWORK if k in theirs)
         raise ValueError(
-            f"{path} does not fit the network: {'; '.join(problems)}. Nothing was loaded; use the backbone, decoder "
-            f"and classes that it was trained with{f' ({trained})' if trained else ''}"
+            f"{path} does not fit the network: {problems}. Nothing was loaded; use the backbone, decoder and classes "
+            f"that it was trained with{f' ({trained})' if trained else ''}"
         )
     model.load_state_dict(found)
 

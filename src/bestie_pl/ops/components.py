@@ -11,7 +11,7 @@ from bestie_pl.ops.sizes import EXACT, Sizes, attempts
 from bestie_pl.structures import Components
 
 PIXELS_A_RUN = 16
-"""How long runs of equal class are at least, on average, on devices that cannot say how many there are; a guess."""
+"""How long runs of equal class, or of background, are at least on average, on devices that cannot say; a guess."""
 
 
 def tagged_classes(semantic: Tensor, tags: Tensor) -> Tensor:
@@ -31,7 +31,8 @@ def tagged_classes(semantic: Tensor, tags: Tensor) -> Tensor:
     table = torch.zeros(len(tags), 256, dtype=torch.int32, device=semantic.device)
     count = tags.shape[1]
     table[:, 1 : count + 1] = torch.arange(1, count + 1, dtype=torch.int32, device=tags.device) * tags
-    return table.gather(1, semantic.flatten(1).long()).view(semantic.shape)
+    row = torch.arange(0, table.numel(), 256, dtype=torch.int32, device=tags.device)[:, None, None]
+    return table.flatten().index_select(0, (semantic + row).flatten()).view(semantic.shape)
 
 
 def label_components(classes: Tensor, *, connectivity: Literal[4, 8] = 8) -> Components:
@@ -54,31 +55,28 @@ def label_components(classes: Tensor, *, connectivity: Literal[4, 8] = 8) -> Com
     [[[1, 0, 2], [0, 3, 4]]]
     """
     height, width = classes.shape[1:]
-    filled = classes != 0
-    changes = classes[..., 1:] != classes[..., :-1]
-    starts, stops = filled.clone(), filled.clone()
-    starts[..., 1:] &= changes
-    stops[..., :-1] &= changes
-    # number of the run that covers a pixel, counted from 1; 0 outside
-    run_of = starts.flatten().cumsum(0, dtype=torch.int32).mul_(filled.flatten())
+    # runs of background are numbered like others: one search for the ends of runs, not two
+    starts = torch.ones_like(classes, dtype=torch.bool)
+    torch.ne(classes[..., 1:], classes[..., :-1], out=starts[..., 1:])
+    run_of = starts.flatten().cumsum(0, dtype=torch.int32).sub_(1)  # number of the run that covers a pixel
 
     for sizes in attempts(classes.device):
         runs = sizes.pick("runs", starts, room=classes.numel() // PIXELS_A_RUN)
-        last = sizes.pick("ends of runs", stops, room=classes.numel() // PIXELS_A_RUN).index
-        start = runs.index
-        # class 0, which no run has, and length 0 where the table is filled up: neither linked nor counted
-        run_class = runs.clear(classes.flatten()[start])
-        length = runs.clear(last + 1 - start)
+        # where the table is filled up: behind the last pixel, so of length 0, and background
+        start = runs.clear(runs.at, classes.numel())
+        length = torch.cat([start[1:], start.new_full((1,), classes.numel())]) - start
+        run_class = runs.clear(classes.flatten().index_select(0, runs.at))
         neighbors = _neighbors(run_of, start, length, run_class, (height, width), connectivity)
         itself = torch.arange(len(start), device=start.device)
         root = unite(len(start), itself.repeat(len(neighbors)), torch.cat(neighbors), sizes=sizes)
-        is_root = (root == itself) & (run_class != 0)
-        roots = sizes.pick("components", is_root, room=len(start)).index
+        inside = run_class != 0
+        is_root = (root == itself) & inside
+        roots = sizes.pick("components", is_root, room=len(start)).at
+        length = length * inside
         sizes.limit("pixels", length.sum(), room=classes.numel())
 
     roots = roots[: sizes.count("components")]
-    component = is_root.cumsum(0)[root]  # of each run, 1..K
-    lookup = torch.cat([component.new_zeros(1), component]).int()
+    component = is_root.cumsum(0)[root] * inside  # of each run, 1..K; 0 for background
     row, column = start // width, start % width
     table = component.new_zeros(4, len(roots) + 1)
     table[0].index_add_(0, component, length)
@@ -87,7 +85,7 @@ def label_components(classes: Tensor, *, connectivity: Literal[4, 8] = 8) -> Com
     table[3, 1:] = row[roots] // height
     area = table[0].clamp(min=1)
     return Components(
-        labels=lookup[run_of].view(classes.shape),
+        labels=component.int().index_select(0, run_of).view(classes.shape),
         image=table[3],
         classes=torch.cat([run_class.new_zeros(1), run_class[roots]]).long() - 1,
         area=table[0],
@@ -102,10 +100,10 @@ def _neighbors(
     """For each run the runs of its class at its ends in the next and in the previous row; itself where there is none.
 
     Args:
-        run_of: (B * H * W,) number of the run that covers a pixel, from 1; 0 outside.
+        run_of: (B * H * W,) number of the run that covers a pixel.
         start: (R,) index of a run's first pixel into the flat (B, H, W).
         length: (R,) pixels.
-        run_class: (R,) class.
+        run_class: (R,) class; runs of class 0 have no neighbors.
         size: (H, W).
         connectivity: 4 or 8.
 
@@ -115,13 +113,14 @@ def _neighbors(
     height, width = size
     row, column = start // width, start % width
     y, end = row % height, column + length
+    within = run_class != 0
     itself = torch.arange(len(start), device=start.device)
     neighbors = []
     for down, x in [(1, end - 1), (-1, end - 1)] if connectivity == 4 else [(1, end - 1), (1, end), (-1, end)]:
-        inside = (x >= 0) & (x < width) & (y + down >= 0) & (y + down < height)
-        other = run_of[((row + down) * width + x).where(inside, 0)].long() - 1
+        inside = within & (x >= 0) & (x < width) & (y + down >= 0) & (y + down < height)
+        other = run_of[((row + down) * width + x).where(inside, 0)].long()
         # a table that was guessed too small does not hold all runs
-        other = other.where(inside & (other >= 0) & (other < len(start)), itself)
+        other = other.where(inside & (other < len(start)), itself)
         neighbors.append(other.where(run_class[other] == run_class, itself))
     return neighbors
 

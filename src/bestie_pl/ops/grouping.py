@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from bestie_pl.ops.peaks import NO_COMPONENT, Centers, read_offsets, unravel
-from bestie_pl.ops.sampling import Enlargement, at_a_time, cells_of
+from bestie_pl.ops.peaks import NO_COMPONENT, Centers
+from bestie_pl.ops.sampling import Enlargement, at_a_time, find_spots
 from bestie_pl.ops.sizes import EXACT, Sizes, attempts
+from bestie_pl.ops.spots import PixelSpots, Spots
 from bestie_pl.structures import Cues, LabeledInstances
 
 USUAL_CENTERS = 8
@@ -61,16 +61,16 @@ def group_pixels(
     [0, 0, 0, 1, 1]
     """
     first, count = centers.spans(components)
-    owner = first[component].where(count[component] > 0, -1)
+    owner = first.where(count > 0, -1).index_select(0, component)
     if len(centers) == 0:
         return owner
     center_y, center_x = centers.yx.float().unbind(1)
 
     # what follows is about the pixels whose component has centres left to compare
-    active = sizes.narrow(count[component] > 1)
+    active = sizes.narrow((count > 1).index_select(0, component))
     own, nearest = component[active], owner[active]
-    _, y, x = unravel(pixel[active], *size)
-    target_y, target_x = y + offset[0, active], x + offset[1, active]
+    _, y, x = PixelSpots.of(pixel.index_select(0, active), size)
+    target_y, target_x = y + offset[0].index_select(0, active), x + offset[1].index_select(0, active)
 
     def distance(row: Tensor) -> Tensor:
         return ((center_y[row] - target_y).square() + (center_x[row] - target_x).square()).sqrt()
@@ -91,7 +91,7 @@ def group_pixels(
         target_y, target_x = target_y[going_on], target_x[going_on]
         if len(active) == 0:
             break
-    return owner if max_rank is None else owner.where(crowded[component] == 0, -1)
+    return owner if max_rank is None else owner.where((crowded == 0).index_select(0, component), -1)
 
 
 @dataclass(frozen=True)
@@ -114,13 +114,14 @@ class Groups:
     def of(cls, pixel: Tensor, owner: Tensor, centers: Centers, *, sizes: Sizes = EXACT) -> Groups:
         """Number what ``group_pixels`` says of ``pixel``; the table is called "groups" among the sizes."""
         area = torch.zeros(len(centers) + 1, dtype=torch.int64, device=owner.device)
-        area.index_add_(0, owner + 1, torch.ones_like(owner))
+        owner = owner + 1
+        area.index_add_(0, owner, torch.ones_like(owner))
         area[0] = 0
         owning = area > 0
         number = owning.cumsum(0) * owning
         rows = sizes.pick("groups", owning, room=len(centers))
-        area = torch.cat([area[:1], rows.clear(area[rows.index])])
-        return cls(pixel, number[owner + 1], rows.index - 1, area)
+        area = torch.cat([area[:1], rows.clear(area[rows.at])])
+        return cls(pixel, number.index_select(0, owner), rows.at - 1, area)
 
     def cut(self, pixels: int | None, count: int | None) -> Groups:
         """The first ``pixels`` pixels and ``count`` groups; all of them where that is None."""
@@ -211,11 +212,11 @@ def group_by_points(
     centers = Centers.sorted(component.where(points.scores > 0, NO_COMPONENT), points.yx.float(), points.scores)
     for sizes in attempts(classes.device):
         rows = sizes.pick("pixels", classes != 0, room=classes.numel())
-        pixel = rows.index
+        pixel = rows.at
         owner = group_pixels(
             pixel,
-            read_offsets(offset_field, pixel, enlargement),
-            rows.clear(pixel // (height * width) * SEMANTIC_VALUES + classes.flatten()[pixel]),
+            find_spots(pixel, offset_field.shape, enlargement).read_all(offset_field),
+            rows.clear(pixel // (height * width) * SEMANTIC_VALUES + classes.flatten().index_select(0, pixel)),
             centers,
             components=batch * SEMANTIC_VALUES,
             size=(height, width),
@@ -228,31 +229,20 @@ def group_by_points(
 
 
 @torch.no_grad()
-def class_probability(
-    logits: Tensor, pixel: Tensor, classes: Tensor, *, enlargement: Enlargement | None = None
-) -> Tensor:
+def class_probability(logits: Tensor, spots: Spots, classes: Tensor) -> Tensor:
     """Softmax probability of one class at each of some pixels, without a softmax over the whole batch.
 
     Args:
-        logits: (B, C + 1, H, W), channel 0 is background; any floating type and memory format. Or smaller, with
-            ``enlargement``.
-        pixel: (P,) int64, index into the flat (B, H, W).
+        logits: (B, C + 1, h, w), channel 0 is background; any floating type and memory format.
+        spots: P pixels, and how they are read.
         classes: (P,) int64, 0-based.
-        enlargement: How the logits become (H, W).
 
     Returns:
         (P,) float32.
     """
-    _, channels, height, width = logits.shape
+    chunk = at_a_time(logits.shape[1], logits.device)
     parts = [torch.zeros(0, device=logits.device)]
-    chunk = at_a_time(channels, logits.device)
-    cells = logits.permute(0, 2, 3, 1) if enlargement is None else cells_of(logits)
-    for some, own in zip(torch.split(pixel, chunk), torch.split(classes, chunk), strict=True):
-        if enlargement is None:
-            scores = cells[unravel(some, height, width)].float()
-        else:
-            # one pass over all channels; ``Enlargement.sample``, which rounds as enlarged maps do, takes seven
-            index, share = enlargement.corners(some, (cells.shape[1], cells.shape[2]))
-            scores = F.embedding_bag(index, cells.view(-1, channels), mode="sum", per_sample_weights=share)
-        parts.append(scores.softmax(1).gather(1, own[:, None] + 1).squeeze(1))
+    for scores, own in zip(spots.read_rows(logits, chunk), torch.split(classes + 1, chunk), strict=False):
+        # relative to the class's own score: it adds 1 to the sum, so that nothing but the probability can underflow
+        parts.append(scores.sub_(scores.gather(1, own[:, None])).exp_().sum(1).reciprocal_())
     return torch.cat(parts)

@@ -11,6 +11,7 @@ from bestie_pl.ops.components import label_components
 from bestie_pl.ops.grouping import Groups, class_probability, group_by_points, group_pixels
 from bestie_pl.ops.peaks import Centers, Foreground, find_centers, gather_foreground
 from bestie_pl.ops.refinement import group_probability, mark_centers
+from bestie_pl.ops.sampling import find_spots
 from bestie_pl.structures import IGNORE, Components, Cues, Geometry, InstanceMaps, LabeledInstances, Recipe
 
 
@@ -189,7 +190,8 @@ def find_instances_from_points(
     semantic = predict_semantic(maps.semantic_logits, valid=valid, tags=tags)
     class_map = semantic.masked_fill(semantic == IGNORE, 0)
     groups, image, classes, center_yx = group_by_points(maps.offset_field, class_map, points)
-    probability = class_probability(maps.semantic_logits, groups.pixel, class_map.flatten()[groups.pixel].long() - 1)
+    spots = find_spots(groups.pixel, maps.semantic_logits.shape, None)
+    probability = class_probability(maps.semantic_logits, spots, class_map.flatten()[groups.pixel].long() - 1)
     instances = groups.label(
         class_map.shape,
         image=image,

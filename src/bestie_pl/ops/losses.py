@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bestie_pl.ops import heatmaps
-from bestie_pl.ops.sampling import Enlargement, cells_of
+from bestie_pl.ops.sampling import Enlargement
+from bestie_pl.ops.spots import cells_of
 from bestie_pl.structures import IGNORE, Geometry, InstanceMaps, LabeledInstances, Recipe, Supervision
 
 HARD_FRACTION = {"paper": 1.0, "release": 0.2}
@@ -257,17 +258,19 @@ class _SquaresAndSamplesOfCells(torch.autograd.Function):
         table = cells.new_zeros(batch, height, width, 3, 3)
         for (row, column), values in _table_entries(own, beside, below, across):
             table[:, :-1, :-1, row, column] = values
-        cell, down, right = enlargement.locate(pixel, (height, width))
-        some = table.view(-1, 9).index_select(0, cell).view(-1, 3, 3)
-        squares = ((some * _quadratic(down)[:, :, None]).sum(1) * _quadratic(right)).sum(1)
-        return squares, enlargement.sample(cells.permute(0, 3, 1, 2), sampled, channel)
+        values = cells.permute(0, 3, 1, 2)
+        spots = enlargement.locate(pixel, values.shape)
+        some = table.view(-1, 9).index_select(0, spots.cell).view(-1, 3, 3)
+        squares = ((some * _quadratic(spots.down)[:, :, None]).sum(1) * _quadratic(spots.right)).sum(1)
+        return squares, enlargement.locate(sampled, values.shape).read(values, channel)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         cells, pixel, sampled, channel = ctx.saved_tensors
         of_squares, of_samples = gradients
         batch, height, width, channels = cells.shape
-        cell, down, right = ctx.enlargement.locate(pixel, (height, width))
+        shape = (batch, channels, height, width)
+        cell, down, right = ctx.enlargement.locate(pixel, shape)
         entries = (_quadratic(down) * of_squares[:, None])[:, :, None] * _quadratic(right)[:, None]
         at = cell[:, None] * 9 + torch.arange(9, device=cell.device)
         table = cells.new_zeros(batch * height * width * 9).index_add_(0, at.flatten(), entries.flatten())
@@ -289,7 +292,7 @@ class _SquaresAndSamplesOfCells(torch.autograd.Function):
             gradient[one].addcmul_(cells[other], factor[..., None])
             gradient[other].addcmul_(cells[one], factor[..., None])
 
-        cell, down, right = ctx.enlargement.locate(sampled, (height, width))
+        cell, down, right = ctx.enlargement.locate(sampled, shape)
         flat = gradient.view(-1)
         for step, share in ((0, 1 - down), (width, down)):
             at = (cell + step) * channels + channel
@@ -409,7 +412,8 @@ def _sampled_offset_loss(offset_field: Tensor, labels: LabeledInstances, enlarge
     pixel = (labels.weight > 0)[ids].nonzero().squeeze(1)
     row = ids[pixel].long()
     at = torch.stack([pixel // labels.ids.shape[2] % labels.ids.shape[1], pixel % labels.ids.shape[2]], 1)
-    error = (enlargement.sample(offset_field, pixel) - (labels.center_yx[row] - at)).abs().sum(1)
+    offsets = enlargement.locate(pixel, offset_field.shape).read_all(offset_field)
+    error = (offsets - (labels.center_yx[row] - at).t()).abs().sum(0)
     return (error * labels.weight[row]).sum() / max(1, len(pixel))
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from bestie_pl.ops.components import unite
-from bestie_pl.ops.sampling import Enlargement
+from bestie_pl.ops.sampling import Enlargement, find_spots
 from bestie_pl.ops.sizes import EXACT, Sizes
+from bestie_pl.ops.spots import PixelSpots, Spots
 from bestie_pl.structures import Components, Geometry, InstanceMaps
 
 CLUSTER_HEAT = 0.05
@@ -80,6 +81,8 @@ class Foreground:
         component: (P,) int64; 0 in empty slots, which are the last ones.
         heat: (P,) float32, centre heatmap of the component's class; 0 in empty slots.
         offset: (2, P) float32, (dy, dx); infinite in empty slots.
+        plane: (B, H, W) float32: ``heat`` at its pixels, 0 elsewhere.
+        spots: Where to read other maps of the network at these pixels.
     """
 
     components: Components
@@ -87,11 +90,20 @@ class Foreground:
     component: Tensor
     heat: Tensor
     offset: Tensor
+    plane: Tensor
+    spots: Spots
 
     def cut(self, count: int | None) -> Foreground:
         """The first ``count`` pixels; all if None."""
-        columns = (self.pixel[:count], self.component[:count], self.heat[:count], self.offset[:, :count])
-        return Foreground(self.components, *columns)
+        return Foreground(
+            components=self.components,
+            pixel=self.pixel[:count],
+            component=self.component[:count],
+            heat=self.heat[:count],
+            offset=self.offset[:, :count],
+            plane=self.plane,
+            spots=self.spots.select(slice(count)),
+        )
 
 
 def gather_foreground(
@@ -124,44 +136,28 @@ def gather_foreground(
             )
     labels = components.labels.flatten()
     # the row of the background has an area of 0
-    large = (components.area >= max(min_area, 1))[labels]
+    large = (components.area >= max(min_area, 1)).index_select(0, labels)
     rows = sizes.pick("pixels", large, room=labels.numel() if components.pixels is None else components.pixels)
-    component = rows.clear(labels[rows.index]).long()
-    channel = rows.clear(components.classes[component])
+    component = rows.clear(labels.index_select(0, rows.at)).long()
+    channel = rows.clear(components.classes.index_select(0, component))
+    spots = find_spots(rows.at, maps.offset_field.shape, enlargement)
+    heat = rows.clear(spots.read(maps.center_heatmap, channel))
+    # added, so that empty slots change nothing
+    plane = heat.new_zeros(labels.shape).index_add_(0, rows.at, heat)
     return Foreground(
         components=components,
-        pixel=rows.index,
+        pixel=rows.at,
         component=component,
-        heat=rows.clear(read_channel(maps.center_heatmap, rows.index, channel, enlargement)),
-        offset=rows.clear(read_offsets(maps.offset_field, rows.index, enlargement), torch.inf),
+        heat=heat,
+        offset=rows.clear(spots.read_all(maps.offset_field), torch.inf),
+        plane=plane.view(components.labels.shape),
+        spots=spots,
     )
-
-
-def read_channel(values: Tensor, pixel: Tensor, channel: Tensor, enlargement: Enlargement | None) -> Tensor:
-    """One channel of a map (B, K, H, W), or of what it is enlarged to, at each of some pixels: (P,) float32."""
-    if enlargement is not None:
-        return enlargement.sample(values, pixel, channel)
-    image, y, x = unravel(pixel, *values.shape[2:])
-    return values[image, channel, y, x].float()
-
-
-def read_offsets(offset_field: Tensor, pixel: Tensor, enlargement: Enlargement | None) -> Tensor:
-    """An offset field (B, 2, H, W), or what it is enlarged to, at some pixels: (2, P) float32."""
-    if enlargement is not None:
-        return enlargement.sample(offset_field, pixel).t().contiguous()
-    image, y, x = unravel(pixel, *offset_field.shape[2:])
-    return torch.stack([offset_field[image, axis, y, x].float() for axis in (0, 1)])
-
-
-def unravel(pixel: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Image, y and x of an index into the flat (B, H, W)."""
-    row = pixel // width
-    return row // height, row % height, pixel % width
 
 
 @torch.no_grad()
 def find_peaks(
-    plane: Tensor, components: Components, *, threshold: float, window: int, strict: bool, sizes: Sizes = EXACT
+    foreground: Foreground, *, threshold: float, window: int, strict: bool, sizes: Sizes = EXACT
 ) -> Centers:
     """Pixels that are over a threshold and the maximum of their window, the plane being 0 outside their component.
 
@@ -169,8 +165,7 @@ def find_peaks(
     the few pixels that are the maximum of their nearest neighbours are looked at in growing windows.
 
     Args:
-        plane: (B, H, W), centre heatmap of the class that each pixel's component has; ignored outside components.
-        components: Of the batch.
+        foreground: The centre heatmap of the class that each pixel's component has.
         threshold: Positive.
         window: Side of the window in pixels, odd.
         strict: As in the release (its rules 4.1 and 4.2): a peak is above the threshold, and equal maxima of a window
@@ -187,24 +182,27 @@ def find_peaks(
     Source: paper section 3.5.
 
     >>> from bestie_pl.ops.components import label_components
-    >>> plane = torch.tensor([[[0.9, 0.2, 0.5, 0.0, 0.8]]])
-    >>> components = label_components(torch.tensor([[[1, 1, 1, 0, 1]]]))
-    >>> find_peaks(plane, components, threshold=0.3, window=5, strict=True).yx.tolist()
+    >>> heat = torch.tensor([[[[0.9, 0.2, 0.5, 0.0, 0.8]]]])
+    >>> maps = InstanceMaps(heat, heat, torch.zeros(1, 2, 1, 5))
+    >>> foreground = gather_foreground(maps, label_components(torch.tensor([[[1, 1, 1, 0, 1]]])), min_area=1)
+    >>> find_peaks(foreground, threshold=0.3, window=5, strict=True).yx.tolist()
     [[0, 0], [0, 4]]
     """
     if not threshold > 0:
         raise ValueError(f"threshold must be positive, got {threshold}: the plane counts as 0 outside the component")
     if window < 1 or window % 2 == 0:
         raise ValueError(f"window must be odd, got {window}")
-    plane, labels = plane.float(), components.labels
-    reach = window // 2
-    over = (plane > threshold if strict else plane >= threshold) & (labels > 0)
-    rows = sizes.pick("over the threshold", over, room=over.numel() // 16)
-    pixel = rows.index
+    components, plane = foreground.components, foreground.plane
+    labels, reach = components.labels, window // 2
+    over = foreground.heat > threshold if strict else foreground.heat >= threshold
+    rows = sizes.pick("over the threshold", over, room=len(over) // 4)
+    candidate = rows.at
+    pixel = foreground.pixel[candidate]
     highest = rows.clear(~_beaten(plane, labels, pixel, min(reach, 1), by_equals=not strict))
     rows = sizes.pick("highest of their neighbors", highest, room=len(pixel) // 16)
-    pixel = pixel[rows.index]
-    value, component = plane.flatten()[pixel], rows.clear(labels.flatten()[pixel].long())
+    candidate = candidate[rows.at]
+    pixel, value = foreground.pixel[candidate], foreground.heat[candidate]
+    component = rows.clear(foreground.component[candidate])
 
     # the largest value of a component needs no look at its window; among equals, only if all of them are peaks
     top = value.new_zeros(len(components.area)).scatter_reduce_(0, component, value, "amax")
@@ -213,15 +211,14 @@ def find_peaks(
         is_top &= (torch.zeros_like(top).index_add_(0, component, is_top.to(top.dtype)) == 1)[component]
     beaten = torch.zeros_like(is_top)
     # where a table is filled up its last row is compared again, and found what it is
-    rest = sizes.pick("to be compared nearby", ~is_top & (component > 0), room=len(pixel)).index
+    rest = sizes.pick("to be compared nearby", ~is_top & (component > 0), room=len(pixel)).at
     beaten[rest] = _beaten(plane, labels, pixel[rest], min(reach, 5), by_equals=not strict)
-    rest = rest[sizes.pick("to be compared", ~beaten[rest], room=len(rest) // 4).index]
+    rest = rest[sizes.pick("to be compared", ~beaten[rest], room=len(rest) // 4).at]
     beaten[rest] = _beaten(plane, labels, pixel[rest], reach, by_equals=not strict)
 
     rows = sizes.pick("peaks", ~beaten & (component > 0), room=len(pixel) // 4)
-    pixel = pixel[rows.index]
-    _, y, x = unravel(pixel, *plane.shape[1:])
-    return Centers.sorted(rows.clear(component[rows.index], NO_COMPONENT), torch.stack([y, x], 1), value[rows.index])
+    _, y, x = PixelSpots.of(pixel[rows.at], (plane.shape[1], plane.shape[2]))
+    return Centers.sorted(rows.clear(component[rows.at], NO_COMPONENT), torch.stack([y, x], 1), value[rows.at])
 
 
 def _beaten(plane: Tensor, labels: Tensor, pixel: Tensor, reach: int, *, by_equals: bool) -> Tensor:
@@ -234,7 +231,7 @@ def _beaten(plane: Tensor, labels: Tensor, pixel: Tensor, reach: int, *, by_equa
     side = torch.arange(-reach, reach + 1, device=plane.device)
     beaten = [torch.zeros(0, dtype=torch.bool, device=plane.device)]
     for chunk in torch.split(pixel, max(1, WINDOW_BUDGET // len(side) ** 2)):
-        image, y, x = unravel(chunk, height, width)
+        image, y, x = PixelSpots.of(chunk, (height, width))
         # a window that sticks out of the image is folded back onto its border, which belongs to it anyway
         rows = (y[:, None] + side).clamp(0, height - 1) + (image * height)[:, None]
         columns = (x[:, None] + side).clamp(0, width - 1)
@@ -263,7 +260,7 @@ def cluster_centers(foreground: Foreground, *, geometry: Geometry, sizes: Sizes 
     _, height, width = foreground.components.labels.shape
     weak = foreground.offset.square().sum(0).sqrt() < geometry.cluster_radius
     rows = sizes.pick("weak offsets", weak, room=len(weak))
-    pixel, component = foreground.pixel[rows.index], rows.clear(foreground.component[rows.index])
+    pixel, component = foreground.pixel[rows.at], rows.clear(foreground.component[rows.at])
 
     # runs of consecutive pixels instead of pixels: whole objects are weak while a network has not learnt offsets
     joined = (pixel[1:] == pixel[:-1] + 1) & (component[1:] == component[:-1]) & (pixel[1:] % width != 0)
@@ -272,7 +269,7 @@ def cluster_centers(foreground: Foreground, *, geometry: Geometry, sizes: Sizes 
     starts[1:] &= ~joined
     stops[:-1] &= ~joined
     rows = sizes.pick("weak runs", starts, room=len(starts) // 8)
-    first, last = rows.index, sizes.pick("ends of weak runs", stops, room=len(stops) // 8).index
+    first, last = rows.at, sizes.pick("ends of weak runs", stops, room=len(stops) // 8).at
     # empty slots: of length 0, behind all pixels
     start, length = rows.clear(pixel[first], 2 * foreground.components.labels.numel()), rows.clear(last + 1 - first)
     component = rows.clear(component[first])
@@ -286,14 +283,14 @@ def cluster_centers(foreground: Foreground, *, geometry: Geometry, sizes: Sizes 
     runs = torch.arange(len(start), device=start.device)
     root = unite(len(runs), runs.repeat(2), other.where(touches, runs).flatten(), sizes=sizes)
 
-    _, y, x = unravel(start, height, width)
+    _, y, x = PixelSpots.of(start, (height, width))
     sums = torch.stack([length, length * y, length * (2 * x + length - 1)])  # the last is twice the sum of x
     area, sum_y, twice_sum_x = torch.zeros_like(sums).index_add_(1, root, sums)
     round_ = ((area - geometry.cluster_area).abs() < geometry.cluster_tolerance) & (root == runs) & (component > 0)
     rows = sizes.pick("round regions", round_, room=len(runs) // 32)
-    area = area[rows.index].clamp(min=1)
-    yx = torch.stack([sum_y[rows.index] // area, twice_sum_x[rows.index] // (2 * area)], 1)
-    component = rows.clear(component[rows.index], NO_COMPONENT)
+    area = area[rows.at].clamp(min=1)
+    yx = torch.stack([sum_y[rows.at] // area, twice_sum_x[rows.at] // (2 * area)], 1)
+    component = rows.clear(component[rows.at], NO_COMPONENT)
     return Centers.sorted(component, yx, torch.ones_like(component, dtype=torch.float32))
 
 
@@ -324,21 +321,18 @@ def find_centers(
     Source: paper section 3.5; the rules that it leaves open are the release's (4.4 to 4.9).
     """
     components = foreground.components
-    # too small components, like the background, stay at 0: no pixel there is above the threshold
-    plane = torch.zeros_like(components.labels, dtype=torch.float32)
-    # added, so that empty slots change nothing
-    flat = plane.view(-1).index_add_(0, foreground.pixel, foreground.heat)
-    found = find_peaks(plane, components, threshold=threshold, window=geometry.peak_window, strict=strict, sizes=sizes)
+    found = find_peaks(foreground, threshold=threshold, window=geometry.peak_window, strict=strict, sizes=sizes)
     component, yx, score = found.component, found.yx, found.score
     if clustering:
         clusters = cluster_centers(foreground, geometry=geometry, sizes=sizes)
         pixel = center_pixels(clusters, components)
-        good = (components.labels.flatten()[pixel] == clusters.component) & (flat[pixel] > CLUSTER_HEAT)
+        hot = foreground.plane.flatten()[pixel] > CLUSTER_HEAT
+        good = (components.labels.flatten()[pixel] == clusters.component) & hot
         good &= ~_near_peak(clusters, found, geometry.cluster_distance)
         component = torch.cat([component, clusters.component.where(good, NO_COMPONENT)])
         yx, score = torch.cat([yx, clusters.yx]), torch.cat([score, clusters.score])
     rows = sizes.pick("centers", component != NO_COMPONENT, room=len(component))
-    return Centers.sorted(rows.clear(component[rows.index], NO_COMPONENT), yx[rows.index], score[rows.index])
+    return Centers.sorted(rows.clear(component[rows.at], NO_COMPONENT), yx[rows.at], score[rows.at])
 
 
 def center_pixels(centers: Centers, components: Components) -> Tensor:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from bestie_pl.ops.grouping import Groups, class_probability, group_by_points, group_pixels
-from bestie_pl.ops.peaks import Centers, Foreground, center_pixels, find_centers, gather_foreground, unravel
+from bestie_pl.ops.peaks import Centers, Foreground, center_pixels, find_centers, gather_foreground
 from bestie_pl.ops.sampling import Enlargement
 from bestie_pl.ops.sizes import EXACT, Sizes, attempts
+from bestie_pl.ops.spots import PixelSpots
 from bestie_pl.structures import Components, Cues, Geometry, InstanceMaps, LabeledInstances, Recipe
 
 MAX_CENTERS = 5
@@ -90,8 +91,7 @@ def refine_from_tags(
     if recipe == "paper":
         center_yx, weight = centers.yx[groups.center], centers.score[groups.center]
     else:
-        logits = maps.semantic_logits
-        center_yx, weight = _rescore(logits, foreground, centers, groups, threshold, enlargement, sizes)
+        center_yx, weight = _rescore(maps.semantic_logits, foreground, centers, groups, threshold, sizes)
     return groups.label(
         components.labels.shape,
         image=components.image[component],
@@ -107,16 +107,15 @@ def _rescore(
     centers: Centers,
     groups: Groups,
     threshold: float,
-    enlargement: Enlargement | None,
     sizes: Sizes,
 ) -> tuple[Tensor, Tensor]:
     """Centre (N, 2) and weight (N,) that the release gives to a group (5.3 to 5.5)."""
     components = foreground.components
     heat = mark_centers(foreground, centers)
     score = groups.maximum(heat)
-    best = groups.first(heat == torch.cat([score.new_full((1,), torch.nan), score])[groups.ids])
-    _, y, x = unravel(best, *components.labels.shape[1:])
-    probability = group_probability(logits, foreground, groups, enlargement=enlargement, sizes=sizes)
+    best = groups.first(heat == torch.cat([score.new_full((1,), torch.nan), score]).index_select(0, groups.ids))
+    _, y, x = PixelSpots.of(best, (components.labels.shape[1], components.labels.shape[2]))
+    probability = group_probability(logits, foreground, groups, sizes=sizes)
     sure = score >= threshold
     centroid = components.center_yx[centers.component[groups.center]]
     return (
@@ -132,20 +131,12 @@ def mark_centers(foreground: Foreground, centers: Centers) -> Tensor:
     return foreground.heat.index_put((where,), centers.score)
 
 
-def group_probability(
-    logits: Tensor,
-    foreground: Foreground,
-    groups: Groups,
-    *,
-    enlargement: Enlargement | None = None,
-    sizes: Sizes = EXACT,
-) -> Tensor:
+def group_probability(logits: Tensor, foreground: Foreground, groups: Groups, *, sizes: Sizes = EXACT) -> Tensor:
     """Mean probability of its component's class over each group: (N,) float32."""
     inside = sizes.narrow(groups.ids > 0)
-    classes = foreground.components.classes[foreground.component[inside]]
-    probability = torch.zeros_like(foreground.heat)
-    probability[inside] = class_probability(logits, foreground.pixel[inside], classes, enlargement=enlargement)
-    return groups.mean(probability)
+    classes = foreground.components.classes.index_select(0, foreground.component.index_select(0, inside))
+    probability = class_probability(logits, foreground.spots.select(inside), classes)
+    return groups.mean(torch.zeros_like(foreground.heat).index_copy_(0, inside, probability))
 
 
 @torch.no_grad()

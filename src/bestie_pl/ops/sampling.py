@@ -6,13 +6,14 @@ times their memory; what follows needs only few of the pixels, or can do with so
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bestie_pl.ops.spots import CellSpots, PixelSpots, Spots
 from bestie_pl.structures import InstanceMaps
 
 CPU_BAND = 2**20
@@ -72,52 +73,26 @@ class Enlargement:
         first = at.long().clamp(max=cells - 2)
         return first, at - first
 
-    def sample(self, values: Tensor, pixel: Tensor, channel: Tensor | None = None) -> Tensor:
-        """The enlarged map at some pixels, without enlarging it; equal to that up to float32 rounding.
+    def locate(self, pixel: Tensor, shape: Sequence[int]) -> CellSpots:
+        """Where to read a map for some pixels of what it is enlarged to.
 
         Args:
-            values: (B, K, h, w), any floating type and memory format.
             pixel: (P,) int64, index into the flat (B, H, W).
-            channel: (P,) int64, which channel to read at each pixel; all channels if omitted.
-
-        Returns:
-            (P,) float32, or (P, K) without ``channel``.
+            shape: Of the map, (B, K, h, w).
         """
-        cells = cells_of(values)
-        _, height, width, channels = cells.shape
-        cell, down, right = self.locate(pixel, (height, width))
-        table = cells.view(-1, channels)
-        if channel is not None:
-            table, cell = table.view(-1), cell * channels + channel
-            step_right, step_down = channels, width * channels
-        else:
-            down, right = down[:, None], right[:, None]
-            step_right, step_down = 1, width
-        # columns first, like the enlargement of whole maps
-        upper = torch.lerp(table.index_select(0, cell), table.index_select(0, cell + step_right), right)
-        cell = cell + step_down
-        lower = torch.lerp(table.index_select(0, cell), table.index_select(0, cell + step_right), right)
-        return torch.lerp(upper, lower, down)
-
-    def locate(self, pixel: Tensor, cells: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Where pixels lie among (h, w) cells, at least 2 x 2.
-
-        Returns:
-            cell: (P,) int64 into the flat (B, h, w), the upper left of the four around the pixel.
-            down: (P,) float32 in [0, 1], the share of the lower two.
-            right: (P,) float32, the share of the right two.
-        """
-        (top, down), (left, right) = (self.axis(i, cells[i], pixel.device) for i in (0, 1))
-        row, x = pixel // self.size[1], pixel % self.size[1]
-        image, y = row // self.size[0], row % self.size[0]
-        return (image * cells[0] + top[y]) * cells[1] + left[x], down[y], right[x]
-
-    def corners(self, pixel: Tensor, cells: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """The four of (h, w) cells around each pixel, and their shares: (P, 4) int64 and (P, 4) float32, sum 1."""
-        cell, down, right = self.locate(pixel, cells)
-        below, up, left = cell + cells[1], 1 - down, 1 - right
-        share = torch.stack([up * left, up * right, down * left, down * right], 1)
-        return torch.stack([cell, cell + 1, below, below + 1], 1), share
+        # as ``cells_of`` has it
+        height, width = (max(2, cells) for cells in shape[-2:])
+        (top, down), (left, right) = (self.axis(i, cells, pixel.device) for i, cells in enumerate((height, width)))
+        # tables of the rows of all images: one division a pixel
+        image = torch.arange(shape[0], device=pixel.device)[:, None]
+        first = ((image * height + top) * width).flatten()
+        row = pixel // self.size[1]
+        x = pixel - row * self.size[1]
+        return CellSpots(
+            cell=first.index_select(0, row) + left.index_select(0, x),
+            down=down.repeat(shape[0]).index_select(0, row),
+            right=right.index_select(0, x),
+        )
 
     def bands(self, cells: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """The enlarged map, some rows at a time, channels last.
@@ -166,12 +141,8 @@ def at_a_time(values: int, device: torch.device) -> int:
     return max(1, (CPU_BAND if device.type == "cpu" else DEVICE_BAND) // max(1, values))
 
 
-def cells_of(values: Tensor) -> Tensor:
-    """A map (B, K, h, w) as (B, h, w, K) float32, contiguous, at least two cells high and wide.
-
-    Costs nothing if the map is float32 and laid out channels last. A single row or column of cells is doubled: what
-    lies between equal values is the same.
-    """
-    height, width = values.shape[-2:]
-    values = values.expand(-1, -1, max(height, 2), max(width, 2))
-    return values.permute(0, 2, 3, 1).float().contiguous()
+def find_spots(pixel: Tensor, shape: Sequence[int], enlargement: Enlargement | None) -> Spots:
+    """Where to read maps of ``shape`` (B, K, h, w) for pixels (P,), indices into the flat (B, H, W)."""
+    if enlargement is None:
+        return PixelSpots.of(pixel, (shape[2], shape[3]))
+    return enlargement.locate(pixel, shape)

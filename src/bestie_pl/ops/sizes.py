@@ -8,7 +8,7 @@ and looks once, at the end, at how many rows each needed; if a guess was too sma
     for sizes in attempts(device):
         rows = sizes.pick("peaks", mask, room=1000)
         ...
-    peaks = rows.index[: sizes.count("peaks")]
+    peaks = rows.at[: sizes.count("peaks")]
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ HOSTS = frozenset({"cpu"})
 class Rows(NamedTuple):
     """Where a mask is true, in ascending order; behind these, perhaps, rows that stand for nothing.
 
-    ``index``: (R,) int64, into the mask in all rows. ``filled``: (R,) bool, True in rows that stand for nothing; None
-    if there are none.
+    ``at``: (R,) int64, index into the flat mask in all rows. ``filled``: (R,) bool, True in rows that stand for
+    nothing; None if there are none.
     """
 
-    index: Tensor
+    at: Tensor
     filled: Tensor | None = None
 
     def clear(self, values: Tensor, to: float = 0) -> Tensor:
@@ -90,27 +90,34 @@ class GuessedSizes(Sizes):
         self._counts: dict[str, int] = {}
 
     def pick(self, name: str, mask: Tensor, room: int) -> Rows:
+        """As many rows as were guessed, the last ones empty."""
         size = self._give(name, max(LEAST_ROOM, room))
         mask = mask.flatten()
+        if len(mask) == 0:  # as the host knows
+            size, mask = 0, mask.new_zeros(1)
         so_far = mask.cumsum(0)
         self._needed[name] = so_far[-1]
-        index = torch.searchsorted(so_far, torch.arange(1, size + 1, device=mask.device))
-        return Rows(index.clamp(max=len(mask) - 1), index == len(mask))
+        at = torch.searchsorted(so_far, torch.arange(1, size + 1, device=mask.device))
+        return Rows(at.clamp(max=len(mask) - 1), at == len(mask))
 
     def narrow(self, mask: Tensor) -> Tensor:
+        """All entries."""
         return torch.arange(len(mask), device=mask.device)
 
     def limit(self, name: str, needed: Tensor, room: int) -> int:
+        """The guess."""
         self._needed[name] = needed
         return self._give(name, room)
 
     def repeat(self, name: str, undone: Callable[[], Tensor], room: int) -> Iterator[None]:
+        """As many rounds as were guessed."""
         rounds = self._give(name, room)
         for _ in range(rounds):
             yield
         self._needed[name] = undone() * (2 * rounds)
 
     def count(self, name: str) -> int:
+        """As ``shortage`` found."""
         return self._counts[name]
 
     def shortage(self) -> dict[str, int]:

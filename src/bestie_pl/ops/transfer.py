@@ -56,7 +56,7 @@ def transfer(
     weight = accepted.float()
     numbers = torch.arange(rows, dtype=torch.int32, device=accepted.device) * accepted
     return LabeledInstances(
-        ids=numbers[components.labels],
+        ids=numbers.index_select(0, components.labels.flatten()).view(components.labels.shape),
         image=components.image,
         classes=components.classes,
         center_yx=center_yx,

@@ -71,7 +71,8 @@ def generate_shapes(
     ===================================  ==============================================================================
 
     The folder is complete or absent: files are written beside it and moved at the end. If it holds a data set with
-    the same parameters, nothing happens. An image depends on ``size``, ``seed``, ``clutter``, its split and its number alone.
+    the same parameters, nothing happens. An image depends on ``size``, ``seed``, ``clutter``, its split and its number
+    alone.
 
     Args:
         root: Folder to make; it may exist if it is empty.

@@ -5,10 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pycocotools import mask as rle
-
-from bestie_pl.data.point_formats.geometry import Spot, box_center, mask_pixels, nearest_to_centroid, polygon_pixels
-from bestie_pl.data.point_formats.marked import Marked, MarkedImage, Object, field_of, parse_json
+from bestie_pl.data.point_formats.geometry import (
+    Spot,
+    box_center,
+    decode_runs,
+    mask_pixels,
+    nearest_to_centroid,
+    numbers,
+    polygon_pixels,
+)
+from bestie_pl.data.point_formats.marked import Marked, MarkedImage, Object, field_of, parse_json, size_of
 from bestie_pl.data.points import relative_file
 
 
@@ -27,9 +33,7 @@ def read_coco(path: Path) -> Marked:
     images: dict[int, MarkedImage] = {}
     for entry in content["images"]:
         where = f"{path}: image {entry.get('file_name', entry.get('id'))!r}"
-        size = None
-        if entry.get("width") or entry.get("height"):
-            size = (int(field_of(entry, "height", where)), int(field_of(entry, "width", where)))
+        size = size_of(entry, "height", "width", where)
         number = field_of(entry, "id", where)
         if number in images:
             raise ValueError(f"{where}: id: {number} is another image's; ids must be unique")
@@ -52,23 +56,20 @@ def read_coco(path: Path) -> Marked:
 
 def _coco_spot(annotation: dict[str, Any], size: tuple[int, int] | None, where: str) -> Spot:
     keypoints = annotation.get("keypoints") or []
-    labelled = [keypoints[k : k + 2] for k in range(0, len(keypoints) - 2, 3) if keypoints[k + 2] > 0]
+    keypoints = numbers(keypoints, len(keypoints) // 3 * 3, f"{where}: keypoints")
+    labelled = [keypoints[k : k + 2] for k in range(0, len(keypoints), 3) if keypoints[k + 2] > 0]
     if len(labelled) == 1:
-        return float(labelled[0][0]), float(labelled[0][1])
+        return labelled[0][0], labelled[0][1]
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, dict):
         if size is None or list(segmentation.get("size", ())) != list(size):
             raise ValueError(f"{where}: segmentation: of size {segmentation.get('size')}; the image's is {size}")
-        counts = segmentation.get("counts")
-        if isinstance(counts, list):
-            segmentation = rle.frPyObjects(segmentation, *size)
-        elif not isinstance(counts, str):
-            raise ValueError(f"{where}: segmentation: a run-length code without counts")
-        return nearest_to_centroid(mask_pixels(rle.decode(segmentation), size, where))
+        mask = decode_runs(segmentation.get("counts"), size, f"{where}: segmentation")
+        return nearest_to_centroid(mask_pixels(mask, size, where))
     if segmentation:
         return nearest_to_centroid(polygon_pixels(segmentation, size, f"{where}: segmentation"))
     box = annotation.get("bbox")
-    if not box or len(box) != 4:
+    if not box:
         raise ValueError(f"{where}: neither one labelled keypoint nor a segmentation nor a bbox [x, y, width, height]")
-    x, y, width, height = box
+    x, y, width, height = numbers(box, 4, f"{where}: bbox")
     return box_center(x, y, width, height, size, f"{where}: bbox")

@@ -16,6 +16,13 @@ Pixels = NDArray[np.int64]
 """(K, 2): y and x of the pixels of an area."""
 
 
+def numbers(values: object, count: int, where: str) -> list[float]:
+    """The values, if they are a list of ``count`` numbers; else ValueError."""
+    if not isinstance(values, list) or len(values) != count or not all(type(v) in (int, float) for v in values):
+        raise ValueError(f"{where}: {values!r:.100}; expected {count} {'number' if count == 1 else 'numbers'}")
+    return values
+
+
 def from_corner(x: float, y: float, size: tuple[int, int] | None, where: str) -> Spot:
     """A position measured from the corner of an image, as pixels.
 
@@ -27,7 +34,7 @@ def from_corner(x: float, y: float, size: tuple[int, int] | None, where: str) ->
             raise ValueError(f"{where}: {axis}={value:g} is outside the image, whose {axis} ends at {limit:g}")
     height, width = size or (math.inf, math.inf)
     # half of the image's outermost pixels lies beyond their centres
-    return min(max(x - 0.5, 0.0), width - 1), min(max(y - 0.5, 0.0), height - 1)
+    return float(min(max(x - 0.5, 0.0), width - 1)), float(min(max(y - 0.5, 0.0), height - 1))
 
 
 def box_center(x: float, y: float, width: float, height: float, size: tuple[int, int] | None, where: str) -> Spot:
@@ -45,7 +52,10 @@ def polygon_pixels(polygons: Iterable[Sequence[float]], size: tuple[int, int] | 
     """Pixels of polygons ``[x, y, x, y, ...]`` that are parts of one object; of a sliver the pixel in its middle."""
     parts = []
     for polygon in polygons:
-        corners = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
+        try:
+            corners = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
+        except (TypeError, ValueError):
+            raise ValueError(f"{where}: {polygon!r:.100}; expected a polygon as numbers x, y, x, y, ...") from None
         if len(corners) < 3 or not np.isfinite(corners).all():
             raise ValueError(f"{where}: a polygon of {len(corners)} corners; expected three or more, as numbers")
         # only as much of the image as the polygon covers
@@ -57,6 +67,26 @@ def polygon_pixels(polygons: Iterable[Sequence[float]], size: tuple[int, int] | 
             pixels = np.floor(corners.mean(0) - first)[None, ::-1]
         parts.append(pixels.astype(np.int64) + first.astype(np.int64)[::-1])
     return _inside(np.concatenate(parts), size, where)
+
+
+def decode_runs(counts: object, size: tuple[int, int], where: str) -> NDArray[np.uint8]:
+    """The mask (H, W) of one of COCO's run-length codes: columns, beginning with zeros; as a list or compressed."""
+    if isinstance(counts, list):
+        if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != math.prod(size):
+            raise ValueError(f"{where}: counts: {counts!r:.100}; expected runs of {size[0]} x {size[1]} pixels in all")
+        code = rle.frPyObjects({"size": list(size), "counts": counts}, *size)
+    elif isinstance(counts, str):
+        code = {"size": list(size), "counts": counts}
+    else:
+        raise ValueError(f"{where}: a run-length code without counts")
+    try:
+        mask: NDArray[np.uint8] = rle.decode(code)
+    except ValueError as error:
+        raise ValueError(f"{where}: counts: {error}; restore the file") from error
+    # of a code that ends too early, pycocotools leaves the rest as it finds it
+    if int(mask.sum(dtype=np.int64)) != rle.area(code):
+        raise ValueError(f"{where}: counts: not of {size[0]} x {size[1]} pixels; restore the file")
+    return mask
 
 
 def mask_pixels(mask: NDArray[Any], size: tuple[int, int] | None, where: str, *, left: int = 0, top: int = 0) -> Pixels:

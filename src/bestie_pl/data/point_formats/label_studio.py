@@ -19,9 +19,10 @@ from bestie_pl.data.point_formats.geometry import (
     from_corner,
     mask_pixels,
     nearest_to_centroid,
+    numbers,
     polygon_pixels,
 )
-from bestie_pl.data.point_formats.marked import Marked, MarkedImage, Object, field_of, parse_json
+from bestie_pl.data.point_formats.marked import Marked, MarkedImage, Object, field_of, parse_json, size_of
 from bestie_pl.data.points import relative_file
 
 REGIONS = {
@@ -32,6 +33,12 @@ REGIONS = {
     "brushlabels": ("rle",),
 }
 """Kinds of Label Studio's results that mark an object, and what their value must have."""
+
+REMARKS = ("choices", "datetime", "number", "rating", "taxonomy", "textarea")
+"""Kinds of results that say more about a region, and repeat where it is."""
+
+PLACES = {"x", "points", "rle", "vertices"}
+"""What only the value of a region has."""
 
 
 def read_label_studio(path: Path) -> Marked:
@@ -61,10 +68,10 @@ def _label_studio_image(task: dict[str, Any], path: Path) -> MarkedImage | None:
     for number, result in enumerate(done[0].get("result", ()), 1):
         at, kind, value = f"{where} ({file}), result {number}", result.get("type"), result.get("value")
         if kind in REGIONS:
-            image.size = size = (
-                int(field_of(result, "original_height", at)),
-                int(field_of(result, "original_width", at)),
-            )
+            size = size_of(result, "original_height", "original_width", at)
+            if size is None:
+                raise ValueError(f"{at}: no original_height and original_width; export again")
+            image.size = size
             if result.get("image_rotation"):
                 raise ValueError(
                     f"{at}: image_rotation: {result['image_rotation']}; turn the image back and export again"
@@ -74,7 +81,7 @@ def _label_studio_image(task: dict[str, Any], path: Path) -> MarkedImage | None:
             if len(value[kind]) != 1:
                 raise ValueError(f"{at}: {kind}: {value[kind]!r}; expected one label a region")
             image.objects.append(Object(str(value[kind][0]), _label_studio_spot(kind, value, size, at), at))
-        elif isinstance(value, dict) and not {"x", "points", "rle", "vertices"}.isdisjoint(value):
+        elif kind not in REMARKS and isinstance(value, dict) and not PLACES.isdisjoint(value):
             raise ValueError(f"{at}: type: {kind!r}; expected a region with its label, one of {', '.join(REGIONS)}")
     return image
 
@@ -87,9 +94,10 @@ def _label_studio_spot(kind: str, value: dict[str, Any], size: tuple[int, int], 
         return nearest_to_centroid(polygon_pixels([corners], size, where))
     if kind == "brushlabels":
         return nearest_to_centroid(mask_pixels(decode_brush(value["rle"], size, where), size, where))
-    x, y = width * value["x"] / 100, height * value["y"] / 100
+    x, y, *sides = numbers([value[name] for name in REGIONS[kind]], len(REGIONS[kind]), where)
+    x, y = width * x / 100, height * y / 100
     if kind == "rectanglelabels":
-        w, h = width * value["width"] / 100, height * value["height"] / 100
+        w, h = width * sides[0] / 100, height * sides[1] / 100
         turn = math.radians(value.get("rotation") or 0)
         if turn == 0:
             return box_center(x, y, w, h, size, where)

@@ -12,15 +12,18 @@ import numpy as np
 from PIL import Image
 
 from bestie_pl.data.point_formats.geometry import box_center, from_corner, mask_pixels, polygon_pixels
-from bestie_pl.data.point_formats.marked import Marked, MarkedImage, Shape, add_shapes, field_of, parse_json
+from bestie_pl.data.point_formats.marked import Marked, MarkedImage, Shape, add_shapes, field_of, parse_json, size_of
 from bestie_pl.data.points import relative_file
+
+CORNERS = {"point": (1,), "circle": (2,), "rectangle": (2, 4), "oriented_rectangle": (4,), "mask": (2,)}
+"""How many points a kind of shape has. Of rectangles LabelMe writes two corners, programs that follow it write all."""
 
 
 def read_labelme(path: Path) -> Marked:
     """A LabelMe file, or a folder of them with subfolders: points, rectangles, circles, polygons and masks.
 
-    Shapes of the same label and ``group_id`` are parts of one object. Images stand where ``imagePath`` says, relative
-    to the file; the folder is then the folder of the images.
+    Shapes of the same label and ``group_id`` are parts of one object. Images are named as ``imagePath`` says, relative
+    to the file, so the folder of the files stands for the folder of the images; what leads out of it is left off.
     """
     files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
     if not files:
@@ -32,33 +35,34 @@ def _labelme_image(path: Path, folder: Path) -> MarkedImage:
     content = parse_json(path, "a LabelMe file")
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list) or "imagePath" not in content:
         raise ValueError(f"{path}: expected a LabelMe file with `shapes` and `imagePath`")
-    size = (int(field_of(content, "imageHeight", str(path))), int(field_of(content, "imageWidth", str(path))))
+    size = size_of(content, "imageHeight", "imageWidth", str(path))
     beside = path.parent.relative_to(folder).as_posix()
     image = MarkedImage(relative_file(f"{beside}/{content['imagePath']}"), size)
     add_shapes(image, (_labelme_shape(s, size, f"{path}: shape {k}") for k, s in enumerate(content["shapes"], 1)))
     return image
 
 
-def _labelme_shape(shape: dict[str, Any], size: tuple[int, int], where: str) -> Shape:
+def _labelme_shape(shape: dict[str, Any], size: tuple[int, int] | None, where: str) -> Shape:
     label, kind, points = str(field_of(shape, "label", where)), shape.get("shape_type", "polygon"), shape.get("points")
     where = f"{where} ({label})"
     try:
         corners = np.asarray(points, dtype=np.float64).reshape(-1, 2)
     except (TypeError, ValueError):
         raise ValueError(f"{where}: points: {points!r:.100}; expected [[x, y], ...]") from None
+    if not np.isfinite(corners).all():
+        raise ValueError(f"{where}: points: {points!r:.100}; expected numbers")
     spot, pixels = None, None
-    needed = {"point": 1, "circle": 2, "rectangle": 2, "mask": 2}.get(kind, len(corners))
-    if kind == "rectangle" and len(corners) == 4:  # newer versions write all corners
-        needed = 4
-    if len(corners) != needed:
-        raise ValueError(f"{where}: points: {len(corners)}; expected {needed} for a {kind}")
-    first, last = (corners.min(0), corners.max(0)) if len(corners) else (corners, corners)
+    needed = CORNERS.get(kind, (len(corners),))
+    if len(corners) not in needed:
+        raise ValueError(f"{where}: points: {len(corners)}; expected {needed[0]} for a {kind}")
     if kind in ("point", "circle"):  # a circle's first point is its centre
-        x, y = corners[0].tolist()
-        spot = from_corner(x, y, size, where)
+        spot = from_corner(corners[0, 0], corners[0, 1], size, where)
     elif kind == "rectangle":
-        (x, y), (width, height) = first.tolist(), (last - first).tolist()
-        spot = box_center(x, y, width, height, size, where)
+        (left, top), (width, height) = corners.min(0), np.ptp(corners, 0)
+        spot = box_center(left, top, width, height, size, where)
+    elif kind == "oriented_rectangle":
+        x, y = corners.mean(0)
+        spot = from_corner(x, y, size, where)
     elif kind == "polygon":
         pixels = polygon_pixels([corners.flatten().tolist()], size, where)
     elif kind == "mask":
@@ -67,7 +71,7 @@ def _labelme_shape(shape: dict[str, Any], size: tuple[int, int], where: str) -> 
                 mask = np.asarray(picture) > 0
         except (OSError, binascii.Error, TypeError) as error:
             raise ValueError(f"{where}: mask: is no picture in base64 ({error})") from error
-        pixels = mask_pixels(mask, size, where, left=int(first[0]), top=int(first[1]))
+        pixels = mask_pixels(mask, size, where, left=round(corners[0, 0]), top=round(corners[0, 1]))
     else:
         raise ValueError(f"{where}: shape_type: {kind!r} has no inside; use point, rectangle, circle, polygon or mask")
     return Shape(label, shape.get("group_id"), where, spot, pixels)

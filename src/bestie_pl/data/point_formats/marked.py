@@ -87,6 +87,7 @@ def add_shapes(image: MarkedImage, shapes: Iterable[Shape]) -> None:
 
 
 def parse_json(path: Path, holds: str) -> Any:
+    """The content of a JSON file; ValueError, which says what it ``holds``, if it is none."""
     try:
         return json.loads(read_text(path, holds))
     except json.JSONDecodeError as error:
@@ -94,6 +95,17 @@ def parse_json(path: Path, holds: str) -> Any:
 
 
 def field_of(record: Any, name: str, where: str) -> Any:
+    """A field of a JSON object; ValueError if there is none, or null."""
     if not isinstance(record, dict) or record.get(name) is None:
         raise ValueError(f"{where}: no {name}; found {json.dumps(record)[:200]}")
     return record[name]
+
+
+def size_of(record: dict[str, Any], height: str, width: str, where: str) -> tuple[int, int] | None:
+    """The image size (H, W) that two fields state, None if neither does; ValueError if they are no whole pixels."""
+    sides: list[Any] = [record.get(height), record.get(width)]
+    if sides == [None, None]:
+        return None
+    if not all(type(side) in (int, float) and side > 0 and float(side).is_integer() for side in sides):
+        raise ValueError(f"{where}: {height}, {width}: {sides[0]!r}, {sides[1]!r}; expected whole numbers of pixels")
+    return int(sides[0]), int(sides[1])
