@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import inference, pipeline, refinement, stages, step
+from benchmarks import evaluation, inference, pipeline, refinement, stages, step
 from benchmarks.measure import Row, Settings, describe_machine
 
 BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
     "inference": inference.run,
     "stages": stages.run,
     "evaluation": inference.run_evaluation,
+    "scores": evaluation.run,
     "growth": refinement.run_growth,
 }
 

@@ -11,7 +11,7 @@ from bestie_pl.metrics.coco import COCOInstanceAP
 from bestie_pl.metrics.semantic import SemanticIoU
 from bestie_pl.metrics.voc import VOCInstanceAP
 from bestie_pl.models.bestie import BestieModel
-from bestie_pl.ops.instances import average_mirrored, find_instances
+from bestie_pl.ops.instances import average_maps, find_instances, mirror_maps
 from bestie_pl.ops.masks import encode, to_instances
 from bestie_pl.structures import Geometry, Instances
 
@@ -21,10 +21,9 @@ SIZE = (384, 512)
 
 def post_process(scene: Scene, *, mirror: bool = False, recipe: str = "paper") -> tuple[Instances, ...]:
     """Masks of 500 x 375 px from maps of stride 4 as the module makes them, run-length codes included."""
-    maps = scene.large()
+    maps, count = scene.large(), len(scene.semantic)
     if mirror:
-        maps = average_mirrored(maps, scene.large(), mirror_offsets=True)
-    count = len(scene.semantic)
+        maps = average_maps([maps, mirror_maps(scene.large(), [WIDTH] * count)], average_offsets=True)
     valid = torch.zeros(scene.semantic.shape, dtype=torch.bool, device=scene.semantic.device)
     valid[:, :HEIGHT, :WIDTH] = True
     labels, _ = find_instances(maps, geometry=Geometry(), recipe=recipe, valid=valid)  # type: ignore[arg-type]

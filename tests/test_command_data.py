@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -78,19 +79,19 @@ def kinds(content: dict[str, Any]) -> dict[str, list[str]]:
 # ---------------------------------------------------------------- a sound data set
 
 TEXT = """\
-train: 4 images, 40 to 40 x 30 to 30 px (width x height)
+train: 4 images, 40 x 30 px (width x height)
      tagged images  cues  cues used  regions, 1 cue
 cat              4     4          4               4
 dog              4     4          4               4
 all              8     8          8               8
-cues in an image: 2 to 2, median 2
+cues in an image: 2, median 2
 
-val: 2 images, 40 to 40 x 30 to 30 px (width x height)
+val: 2 images, 40 x 30 px (width x height)
      tagged images  objects  cues
 cat              2        2     2
 dog              2        2     2
 all              4        4     4
-cues in an image: 2 to 2, median 2
+cues in an image: 2, median 2
 
 test, predict: the images of val
 
@@ -144,8 +145,8 @@ def test_the_command_itself(voc: Path, tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=end, text=True) as process:
         assert process.stdout is not None
         output = process.stdout.read()
-    os.close(end)
     shown = os.read(terminal, 100_000).decode()
+    os.close(end)
     os.close(terminal)
     assert process.returncode == 1
     assert "error: unreadable semantic map (1)\n  train: no such file: " in output and "1 error, 0 warnings" in output
@@ -163,7 +164,8 @@ def test_warnings_alone_are_no_failure(voc: Path, capsys: pytest.CaptureFixture[
     output = capsys.readouterr().out
     assert "warning: cue beside the regions of its class (4)\n  train: " in output and "0 errors, 4 warnings" in output
     assert (
-        "regions, no cue  regions, 1 cue\n" in output and "cues in an image: 0 to 2, median 2; 1 without any" in output
+        "regions, no cue  regions, 1 cue\n" in output
+        and "cues in an image: 0 to 2, median 2; none in 1 image" in output
     )
 
 
@@ -288,7 +290,9 @@ def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 def test_coco(coco: Path, tmp_path: Path) -> None:
     """Files of one name in two folders are two images."""
     content = report(tmp_path, coco_config(coco, semantic_source="ground_truth"))
-    assert kinds(content) == {"errors": [], "warnings": ["train: tag without a cue"]}  # of the crowd's class
+    # of the class that has a crowd alone
+    assert kinds(content)["errors"] == []
+    assert kinds(content)["warnings"] == ["train: tag without a cue", "train: tag without a region in the semantic map"]
     assert content["splits"]["val"]["classes"]["cup"]["objects"] == 1
     assert content["splits"]["val"]["classes"]["car"] | {"cues": 0} == {
         "tagged images": 1,
@@ -325,11 +329,7 @@ def test_broken_annotation_files(
     edit(coco / "train.json", change)
     content = report(tmp_path, coco_config(coco))
     assert [finding["kind"] for finding in content["errors"]] == ["split that cannot be opened"]
-    pytest.raises(ValueError, lambda: _fail(content["errors"][0]["message"])).match(message)
-
-
-def _fail(message: str) -> None:
-    raise ValueError(message)
+    assert re.search(message, content["errors"][0]["message"])
 
 
 def test_a_folder_without_ground_truth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,15 +18,17 @@ from experiment import ROOT, command, write_json
 
 from bestie_pl.modules.callbacks import environment
 
+RAMP = "--model.init_args.alpha_ramp_steps=250"
 CLASSIFIERS = {
     "nGWP, alpha 0": ("--model.init_args.pooling=ngwp", "--model.init_args.alpha=0"),
-    "nGWP, alpha 0.7": ("--model.init_args.pooling=ngwp", "--model.init_args.alpha=0.7"),
+    "nGWP, alpha 0.7": ("--model.init_args.pooling=ngwp", "--model.init_args.alpha=0.7", RAMP),
     "mean, alpha 0": ("--model.init_args.pooling=mean", "--model.init_args.alpha=0"),
-    "mean, alpha 0.7": ("--model.init_args.pooling=mean", "--model.init_args.alpha=0.7"),
+    "mean, alpha 0.7": ("--model.init_args.pooling=mean", "--model.init_args.alpha=0.7", RAMP),
 }
-"""Whose cues are compared; the first one's go on, as configs/voc_small/classifier.yaml has it. With peak attention
-alpha rises over the first half of the training."""
-RAMP = "--model.init_args.alpha_ramp_steps=250"
+"""Whose cues are compared; alpha rises over the first half of the training. The first is that of
+configs/voc_small/classifier.yaml, which goes on."""
+
+ON_VAL = ("--data.init_args.predict_split=val_instances", "--data.init_args.label_quality=true")
 
 MANY = 100
 """A class with at least this many training images is among the ones that can be learnt."""
@@ -40,65 +42,81 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", type=Path, default=Path("results/voc_small"))
     arguments = parser.parse_args()
-    chain = Chain(ROOT / arguments.runs, arguments.root.absolute(), arguments.threads)
-    results = ROOT / arguments.results
-    head = {"command": "python tools/voc_small.py", "environment": environment()}
+    chain = Chain(ROOT / arguments.runs, arguments.root.absolute(), arguments.threads, ROOT / arguments.results)
+    classify(chain)
+    make_maps(chain)
+    learn_instances(chain)
+    compare_classifiers(chain)
 
+
+def classify(chain: Chain) -> None:
+    """The classifier, and the cues and maps that it makes of the training images."""
     chain.run("classifier", "classifier", "fit")
     tags = chain.run("classifier_test", "classifier", "test", reads="classifier", report="scores_test")
     cues = chain.run("cues_train", "classifier", "predict", reads="classifier", report="cue_report")
-    write_json(results / "classifier.json", head | {"scores": tags["scores"], "cues_of_training_images": cues})
-    on_val = ["--data.init_args.predict_split=val_instances", "--data.init_args.label_quality=true"]
-    maps = {}
-    for name, rounds in (("CAM", "0"), ("CAM, PAMR", None)):
-        folder = chain.folder / f"val_{name.replace(', ', '_')}"
-        writer = ["--trainer.callbacks=SemanticMapWriter", f"--trainer.callbacks.output_dir={folder / 'maps'}"]
-        writer += [f"--trainer.callbacks.iterations={rounds}"] if rounds else []
-        maps[name] = chain.run(folder.name, "classifier", "predict", [*on_val, *writer], "classifier", "semantic_maps")
+    chain.write("classifier", {"scores": tags["scores"], "cues_of_training_images": cues})
+
+
+def make_maps(chain: Chain) -> None:
+    """The semantic round, and how good the maps of each stage are on validation images whose tags are given."""
     chain.run("semantic", "semantic", "fit")
     chain.run("maps_train", "semantic", "predict", reads="semantic", report="semantic_maps")
-    for name, refine in (("retrained", "null"), ("retrained, PAMR", "pamr")):
-        folder = chain.folder / f"val_{name.replace(', ', '_')}"
-        writer = ["--trainer.callbacks=SemanticMapWriter", f"--trainer.callbacks.output_dir={folder / 'maps'}"]
-        given = [*on_val, *writer, f"--model.init_args.refine={refine}"]
-        maps[name] = chain.run(folder.name, "semantic", "predict", given, "semantic", "semantic_maps")
-    pictures = ["--trainer.callbacks+=PictureWriter", "--trainer.callbacks.count=6"]
-    rows = [{"name": name, "miou": report["miou"], "iou": report["iou"]} for name, report in maps.items()]
-    write_json(results / "semantic_maps.json", head | {"split": "val_instances, tags given", "rows": rows})
+    rows = []
+    for name, stage, option in (
+        ("CAM", "classifier", "--trainer.callbacks.iterations=0"),
+        ("CAM, PAMR", "classifier", None),
+        ("retrained", "semantic", "--model.init_args.refine=null"),
+        ("retrained, PAMR", "semantic", None),
+    ):
+        folder = f"val_{name.replace(', ', '_')}"
+        writer = [
+            "--trainer.callbacks=SemanticMapWriter",
+            f"--trainer.callbacks.output_dir={chain.folder / folder / 'maps'}",
+        ]
+        given = [*ON_VAL, *writer, *([option] if option else [])]
+        report = chain.run(folder, stage, "predict", given, stage, "semantic_maps")
+        rows.append({"name": name, "miou": report["miou"], "iou": report["iou"]})
+    chain.write("semantic_maps", {"split": "val_instances, tags given", "rows": rows})
 
+
+def learn_instances(chain: Chain) -> None:
+    """The method on these maps and cues, scored without tags."""
     start = [f"--model.init_args.init_from={chain.folder / 'semantic/checkpoints/last.ckpt'}"]
-    chain.run("tags", "tags", "fit", [*start, *pictures])
-    counts = images_of_classes(arguments.root)
+    start += ["--trainer.callbacks+=PictureWriter", "--trainer.callbacks.count=6"]
+    chain.run("tags", "tags", "fit", start)
+    counts = images_of_classes(chain.root)
     rows = []
     for name, refine in (("plain", "null"), ("refined at test", "pamr")):
-        given = [*start, *pictures, f"--model.init_args.refine_at_test={refine}"]
+        given = [*start, f"--model.init_args.refine_at_test={refine}"]
         report = chain.run(f"tags_test_{name.split()[0]}", "tags", "test", given, "tags", "scores_test")
         rows.append({"name": name} | instance_scores(report["scores"], counts))
-    write_json(results / "instances.json", head | {"split": "val_instances", "seconds": chain.seconds(), "rows": rows})
-    shutil.copy(chain.folder / "tags/pictures/training.png", results / "training.png")
-    shutil.copy(chain.folder / "tags_test_plain/pictures/test.png", results / "test.png")
+    chain.write("instances", {"split": "val_instances", "seconds": chain.seconds(), "rows": rows})
+    shutil.copy(chain.folder / "tags/pictures/training.png", chain.results / "training.png")
+    shutil.copy(chain.folder / "tags_test_plain/pictures/test.png", chain.results / "test.png")
 
+
+def compare_classifiers(chain: Chain) -> None:
+    """Cues with and without peak attention, of two poolings, in figures and as pictures."""
     checkpoints, rows = [], []
     for name, options in CLASSIFIERS.items():
-        stage = "classifier" if not checkpoints else "classifier_" + name.replace(", ", "_").replace(" ", "_")
-        ramp = [] if name.endswith("alpha 0") else [RAMP]
-        chain.run(stage, "classifier", "fit", [*options, *ramp])
+        stage = "classifier_" + name.replace(", ", "_").replace(" ", "_") if checkpoints else "classifier"
+        chain.run(stage, "classifier", "fit", options)
         checkpoints.append(str(chain.folder / stage / "checkpoints/last.ckpt"))
         tags = chain.run(f"{stage}_test", "classifier", "test", options, stage, "scores_test")
         writer = ["--trainer.callbacks=CueWriter", f"--trainer.callbacks.output_dir={chain.folder / stage / 'cues'}"]
-        cues = chain.run(f"{stage}_cues", "classifier", "predict", [*on_val, *options, *writer], stage, "cue_report")
+        cues = chain.run(f"{stage}_cues", "classifier", "predict", [*ON_VAL, *options, *writer], stage, "cue_report")
         rows.append({"name": name, "tag_map": tags["scores"]["test/map"]} | cues)
-        write_json(results / "cues.json", head | {"split": "val_instances, tags given", "rows": rows})
-    sheet = ["--config", "configs/voc_small/classifier.yaml", f"--data.init_args.root={chain.root}"]
-    sheet += ["--checkpoints", *checkpoints, "--labels", *CLASSIFIERS, "--images", "6", "--split", "val"]
-    command("sheet", *sheet, "--cue_threshold", "0.2", "--output", str(results / "activation_maps.png"))
+        chain.write("cues", {"split": "val_instances, tags given", "rows": rows})
+    given = ["--config", "configs/voc_small/classifier.yaml", f"--data.init_args.root={chain.root}", "--split", "val"]
+    given += ["--checkpoints", *checkpoints, "--labels", *CLASSIFIERS, "--images", "6", "--cue_threshold", "0.2"]
+    command("sheet", *given, "--output", str(chain.results / "activation_maps.png"))
 
 
 class Chain:
     """Commands that are run once each, in folders of their own."""
 
-    def __init__(self, folder: Path, root: Path, threads: int) -> None:
-        self.folder, self.root, self.threads = folder, root, threads
+    def __init__(self, folder: Path, root: Path, threads: int, results: Path) -> None:
+        self.folder, self.root, self.threads, self.results = folder, root, threads, results
 
     def run(
         self,
@@ -126,6 +144,11 @@ class Chain:
         content: dict[str, Any] = json.loads((folder / f"{report}.json").read_text())
         content.pop("environment", None)
         return {key: value for key, value in content.items() if key not in ("folder", "checkpoint")}
+
+    def write(self, name: str, content: dict[str, Any]) -> None:
+        """Write a result file."""
+        head = {"command": "python tools/voc_small.py", "environment": environment()}
+        write_json(self.results / f"{name}.json", head | content)
 
     def seconds(self) -> dict[str, float]:
         """What each stage took."""

@@ -232,7 +232,8 @@ def test_semantic_maps_may_be_the_ground_truth(folder: Path) -> None:
 
 
 def test_full_supervision_reads_the_true_instances(folder: Path) -> None:
-    data = module(folder, supervision="full", points=None)
+    only(folder, "four.png")  # it takes no points from training images
+    data = module(folder, supervision="full")
     with pytest.warns(UserWarning, match="true instances"):
         data.setup("fit")
     sample = data.datasets["train"][0]
@@ -416,7 +417,7 @@ def test_two_images_of_the_points_with_one_name(folder: Path) -> None:
 )
 def test_points_that_do_not_fit_their_image(folder: Path, change: Any, message: str) -> None:
     edit(folder / "points.json", change)
-    with pytest.raises(ValueError, match=rf"points.json: image .*{message}|{message}"):
+    with pytest.raises(ValueError, match=f"points.json: .*{message}"):
         training_samples(folder)[0]
 
 

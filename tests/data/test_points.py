@@ -124,14 +124,17 @@ def point(**values: Any) -> dict[str, Any]:
         (point(x=640), r"point 1: x: 640; expected 0 <= x < 640, the image's width"),
         (point(y=-0.5), r"point 1: y: -0.5; expected 0 <= y < 480, the image's height"),
         (point(y=float("nan")), r"point 1: y: nan; expected a number of pixels"),
-        (change(width=None, height=None, points=[{"x": float("inf"), "y": 0, "class": "cat"}]), r"x: inf; .* x finite"),
+        (
+            change(width=None, height=None, points=[{"x": float("inf"), "y": 0, "class": "cat"}]),
+            r"point 1: x: inf; expected 0 <= x finite",
+        ),
         (point(**{"class": "bird"}), r"point 1: class: 'bird'; expected one of dog, cat"),
         (point(**{"class": 1}), r"point 1: class: 1; expected one of dog, cat"),
         (point(confidence=1.5), r"point 1: confidence: 1.5; expected a number in 0..1"),
     ],
 )
 def test_wrong_json(tmp_path: Path, content: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=f"points.json: {message}|{message}"):
+    with pytest.raises(ValueError, match=f"points.json: (image .*, )?{message}"):
         read(tmp_path, content)
 
 
@@ -143,7 +146,7 @@ def test_wrong_json(tmp_path: Path, content: Any, message: str) -> None:
         ("image,x,y,class\na,1,2\n", r"line 2: 3 columns; expected 4"),
         ("image,x,y,class\na,1,two,cat\n", r"line 2: y: 'two'; expected a number of pixels"),
         ("image,x,y,class\na,1,nan,cat\n", r"line 2: y: nan; expected a number of pixels"),
-        ("image,x,y,class\na,1,2,\n", r"line 2: class: ''; expected one of"),
+        ("image,x,y,class\na,1,2,\n", r"line 2: class: ''; expected a class name"),
         ("image,x,y,class\na,-1,2,cat\n", r"line 2: x: -1.0; expected 0 <= x finite"),
         ("image,x,y,class\n,1,2,cat\n", r"line 2: file: ''; expected the name of an image file"),
         ("image,x,y,class\n", r"images: lists no image"),
@@ -226,7 +229,7 @@ def test_release_files_need_unique_names(tmp_path: Path) -> None:
 def test_tags_of_points(tmp_path: Path) -> None:
     points = built({"one.jpg": [(1, 1, 1, 1), (2, 2, 0, 1), (3, 3, 1, 1)], "two.jpg": [], "three.jpg": []})
     text = tag_csv(points, [["crowd"], [], ["猫"]])
-    assert text == "image,tags\none.jpg,crowd;traffic light;猫;\ntwo.jpg,\nthree.jpg,猫;\n"
+    assert text == "image,tags,split\none.jpg,crowd;traffic light;猫;,train\ntwo.jpg,,train\nthree.jpg,猫;,train\n"
     with pytest.raises(ValueError, match="image 'two.jpg': the class 'a;b' has a semicolon; rename it"):
         tag_csv(points, [[], ["a;b"], []])
 

@@ -107,7 +107,8 @@ def test_agrees_with_pycocotools_on_hard_images(hard_images, seed, crowd) -> Non
     result = filled(COCOInstanceAP(5), images).compute()
     assert_agrees(result, expected)
     assert 0 < expected["ap"] < expected["ap25"] < 1
-    assert not any(math.isnan(expected[f"ap_{size}"]) for size in ("small", "medium", "large"))
+    # with crowds, all large objects may be some
+    assert crowd or not any(math.isnan(expected[f"ap_{size}"]) for size in ("small", "medium", "large"))
     assert result["per_class"][3:].isnan().all()
 
 

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
+from torch import nn
 
 from bestie_pl.data.shapes import ShapesDataModule
 from bestie_pl.modules.bestie import BestieModule
+from bestie_pl.modules.callbacks import ScoreWriter
 from bestie_pl.structures import Batch, Cues, InstanceMaps
 
 SHARED = {"object_scale": 0.25, "min_area": 200}
 
 
-def make_data(root: Path, **settings: Any) -> ShapesDataModule:
+def make_data(root: Path, *, kind: type[ShapesDataModule] = ShapesDataModule, **settings: Any) -> ShapesDataModule:
     sizes = {"train_images": 16, "val_images": 5, "test_images": 5, "image_size": 64}
     defaults = {"batch_size": 4, "eval_batch_size": 2, "num_workers": 0, "crop_size": 64}
-    return ShapesDataModule(str(root), **{**sizes, **defaults, **SHARED, **settings})
+    return kind(str(root), **{**sizes, **defaults, **SHARED, **settings})
 
 
 def make_module(**settings: Any) -> BestieModule:
@@ -167,21 +175,81 @@ def test_mixed_precision_trains(shapes_folder: Path, tmp_path: Path) -> None:
     assert trainer.global_step == 2 and trainer.callback_metrics["train/loss"].isfinite()
 
 
-def test_the_oracle_is_in_the_name_of_every_score(shapes_folder: Path, tmp_path: Path) -> None:
-    for oracle in ("tags", "points"):
-        module = make_module(oracle=oracle)
-        (scores,) = make_trainer(tmp_path).test(module, make_data(shapes_folder), verbose=False)
-        assert scores and all(name.startswith(f"test_oracle_{oracle}/") for name in scores)
+@pytest.mark.parametrize("oracle", ["tags", "points"])
+def test_the_oracle_is_in_the_name_of_every_score(
+    oracle: str, shapes_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Returned, printed, logged and written: after test, validate and the validation within fit."""
+    module, data = make_module(oracle=oracle), make_data(shapes_folder)
+    logger = CSVLogger(tmp_path)
+    trainer = make_trainer(tmp_path, logger=logger, callbacks=[ScoreWriter()], limit_train_batches=1, max_steps=1)
+    trainer.fit(module, data)
+    logged = [name for name in trainer.logged_metrics if name.split("/")[0] != "train"]
+    assert logged and all(name.startswith(f"val_oracle_{oracle}/") for name in logged)
+    for stage, run in (("val", trainer.validate), ("test", trainer.test)):
+        capsys.readouterr()
+        (scores,) = run(module, data)
+        printed = [line for line in capsys.readouterr().out.splitlines() if any(name in line for name in LEGEND_NAMES)]
+        assert len(printed) == len(scores) and all(f"oracle_{oracle}/" in line for line in printed)
+        written = json.loads((tmp_path / f"scores_{stage}.json").read_text())
+        assert written["oracle"] == oracle and written["scores"].keys() == scores.keys()
+        assert all(name.startswith(f"{stage}_oracle_{oracle}/") for name in scores)
+    columns = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()[0].split(",")
+    scored = [name for name in columns if "/" in name and not name.startswith("train/")]
+    assert scored and all(f"_oracle_{oracle}/" in name for name in scored)
 
 
-def test_predictions_do_not_look_at_tags_or_points(shapes_folder: Path) -> None:
-    data = make_data(shapes_folder)
-    data.setup("test")
-    batch = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
-    blind = replace(batch, tags=torch.zeros_like(batch.tags), cues=Cues.empty())
-    module = make_module().eval()
-    with_labels, without = module.predict_step(batch, 0), module.predict_step(blind, 0)
-    assert [p.masks for p in with_labels] == [p.masks for p in without]
+LEGEND_NAMES = ("map25", "map50", "map70", "map75", "ap25/", "ap50/", "coco_ap", "miou")
+
+
+def test_the_score_file_says_which_score_is_whose_and_what_views_it_is_from(
+    shapes_folder: Path, tmp_path: Path
+) -> None:
+    module = make_module(mirror=True, test_scales=[0.5, 1.0], average_offsets=False)
+    (scores,) = make_trainer(tmp_path, callbacks=[ScoreWriter()]).test(module, make_data(shapes_folder), verbose=False)
+    written = json.loads((tmp_path / "scores_test.json").read_text())
+    assert (written["mirror"], written["test_scales"], written["average_offsets"]) == (True, [0.5, 1.0], False)
+    explained = {name.strip() for names in written["legend"] for name in names.split(",")}
+    used = {name.removeprefix("test/") for name in scores}
+    per_class = {f"{name}/{c}" for name in ("ap25", "ap50") for c in module.class_names}
+    assert used - per_class <= explained
+    assert {"coco_ap25", "coco_ap50", "coco_ap70", "coco_ap75", "map25", "map50", "map70", "map75"} <= used
+
+
+class Poisoned(ShapesDataModule):
+    """Wrong tags, and points of wrong classes at wrong places, for every evaluated image."""
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        batch = super().on_after_batch_transfer(batch, dataloader_idx)
+        count = 3 * len(batch)
+        wrong = Cues(
+            torch.arange(len(batch)).repeat(3),
+            torch.rand(count, 2, generator=torch.Generator().manual_seed(0)) * 64,
+            torch.arange(count) % 5,
+            torch.ones(count),
+        )
+        return replace(batch, tags=~batch.tags, cues=wrong)
+
+
+@pytest.mark.parametrize("recipe", ["paper", "release"])
+@pytest.mark.parametrize("oracle", [None, "tags", "points"])
+def test_without_an_oracle_predictions_do_not_look_at_tags_or_points(
+    recipe: str, oracle: str | None, shapes_folder: Path, tmp_path: Path
+) -> None:
+    """Masks, classes, scores and figures are the same with poisoned labels; an oracle is what makes them differ."""
+    torch.manual_seed(0)
+    module = make_module(recipe=recipe, oracle=oracle, mirror=True, refine_at_test="pamr", pamr_iterations=1)
+    module.load_state_dict(make_module().state_dict())  # the release's fresh weights find nothing
+    found = []
+    for kind in (ShapesDataModule, Poisoned):
+        data = make_data(shapes_folder, kind=kind, recipe=recipe)
+        (scores,) = make_trainer(tmp_path).test(module, data, verbose=False)
+        predictions = [p for batch in make_trainer(tmp_path).predict(module, data) for p in batch]
+        rows = [(p.masks, p.classes.tolist(), p.scores.tolist()) for p in predictions]
+        assert len(rows) == 5
+        found.append((rows, scores))
+    assert oracle or sum(len(masks) for masks, _, _ in found[0][0]) >= 5  # there is something to compare
+    assert (found[0] == found[1]) is (oracle is None)
 
 
 @pytest.mark.parametrize("recipe", ["paper", "release"])
@@ -215,8 +283,142 @@ def test_padding_does_not_change_a_prediction() -> None:
     assert all(tuple(mask["size"]) == (64, 64) for mask in result[0].masks)
 
 
+def analytic_maps(images: torch.Tensor) -> InstanceMaps:
+    """A network that sees a mirrored or scaled image as it sees the image.
+
+    Of the red channel it tells where its centre of mass is, of the others what is where; a cell knows its 4 x 4 pixels.
+    """
+    height, width = images.shape[-2:]
+    y = torch.arange(height).view(1, -1, 1) + 0.5
+    x = torch.arange(width).view(1, 1, -1) + 0.5
+    red = images[:, 0]
+    center = [(red * place).sum((1, 2)) / red.sum((1, 2)) for place in (y, x)]
+    fields = torch.stack([at.view(-1, 1, 1) - place + 0 * red for at, place in zip(center, (y, x), strict=True)], 1)
+    logits = torch.stack([images[:, 1], images[:, 2], 1 - images[:, 1], images[:, 1] * images[:, 2]], 1)
+
+    def cells(values: torch.Tensor) -> torch.Tensor:
+        padding = (0, -width % 4, 0, -height % 4)
+        return nn.functional.avg_pool2d(nn.functional.pad(values, padding, mode="replicate"), 4)
+
+    return InstanceMaps(cells(4 * logits), cells(images[:, 1:]), cells(fields))
+
+
+@cache
+def seeing_module(recipe: str) -> BestieModule:
+    module = make_module(recipe=recipe).eval()
+    module.model.forward = analytic_maps  # type: ignore[method-assign]
+    return module
+
+
+def seen(
+    batch: Batch, recipe: str, mirror: bool = False, scales: Collection[float] = (1.0,), average_offsets: bool = True
+) -> tuple[InstanceMaps, tuple[tuple[int, int], ...]]:
+    """Maps of a batch by the analytic network, and where they are no padding."""
+    module = seeing_module(recipe)
+    module.mirror, module.test_scales, module.average_offsets = mirror, tuple(scales), average_offsets
+    return module._inference_maps(batch)
+
+
+def smooth_batch(seed: int, sizes: list[tuple[int, int]], originals: list[tuple[int, int]], padded: tuple[int, int]):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.zeros(len(sizes), 3, *padded)
+    for image, (height, width) in zip(images, sizes, strict=True):
+        corners = torch.rand(1, 3, 2, 2, generator=generator)
+        image[:, :height, :width] = nn.functional.interpolate(
+            corners, (height, width), mode="bilinear", align_corners=True
+        )[0]
+    names = tuple(f"image{i}" for i in range(len(sizes)))
+    return Batch(images, torch.zeros(len(sizes), 5).bool(), Cues.empty(), names, tuple(sizes), tuple(originals))
+
+
+views = {
+    "seed": st.integers(0, 2**31),
+    "sizes": st.lists(st.tuples(st.integers(48, 90), st.integers(48, 90)), min_size=1, max_size=3),
+    "scales": st.lists(st.sampled_from([0.5, 0.75, 1.0, 1.1, 1.5, 2.0]), min_size=1, max_size=3, unique=True),
+    "mirror": st.booleans(),
+}
+
+
+def assert_maps_agree(ours: InstanceMaps, theirs: InstanceMaps, sizes: Sequence[tuple[int, int]]) -> None:
+    """Away from the border, where a cell of a small image knows little of what lies between its pixels."""
+    probabilities = [maps.semantic_logits.softmax(1) for maps in (ours, theirs)]
+    for row, (height, width) in enumerate(sizes):
+        inside = (row, slice(None), slice(14, height - 14), slice(14, width - 14))
+        assert torch.allclose(ours.offset_field[inside], theirs.offset_field[inside], rtol=0, atol=0.2)
+        assert torch.allclose(ours.center_heatmap[inside], theirs.center_heatmap[inside], rtol=0, atol=0.02)
+        assert torch.allclose(probabilities[0][inside], probabilities[1][inside], rtol=0, atol=0.02)
+
+
+@given(**views)
+@settings(max_examples=40, deadline=None)
+def test_views_of_an_image_agree(seed: int, sizes: list[tuple[int, int]], scales: list[float], mirror: bool) -> None:
+    """Maps of mirrored and scaled copies are those of the image itself, whatever its size and its neighbours'."""
+    padded = (max(h for h, _ in sizes), max(w for _, w in sizes))
+    batch = smooth_batch(seed, sizes, sizes, padded)
+    expected, _ = seen(batch, "paper")
+    maps, grid = seen(batch, "paper", mirror, scales)
+    assert grid == tuple(sizes) and maps.offset_field.shape[-2:] == padded
+    assert_maps_agree(maps, expected, sizes)
+
+
+@given(**views, original=st.tuples(st.integers(48, 90), st.integers(48, 90)))
+@settings(max_examples=40, deadline=None)
+def test_views_of_an_image_agree_on_the_grid_of_its_file(
+    seed: int,
+    sizes: list[tuple[int, int]],
+    scales: list[float],
+    mirror: bool,
+    original: tuple[int, int],
+) -> None:
+    """The release's recipe makes maps at the size of the file; offsets are in pixels of it."""
+    size = tuple(-(-side // 32) * 32 for side in sizes[0])  # as its data module resizes images
+    batch = smooth_batch(seed, [size], [original], size)
+    expected, _ = seen(batch, "release")
+    for average_offsets in (True, False):
+        maps, grid = seen(batch, "release", mirror, {1.0, *scales}, average_offsets)
+        assert grid == (original,) and maps.offset_field.shape[-2:] == original
+        assert_maps_agree(maps, expected, grid)
+    assert torch.equal(maps.offset_field, expected.offset_field)
+    # and the plain maps are right: what lies right of the centre looks left, by as many pixels as there are
+    y, x = original[0] // 2, original[1] // 2
+    step = expected.offset_field[0, :, y + 8, x + 8] - expected.offset_field[0, :, y, x]
+    assert torch.allclose(step, torch.tensor([-8.0, -8.0]), atol=0.7)
+
+
+@given(seed=st.integers(0, 2**31), size=views["sizes"], mirror=st.booleans(), scale=st.sampled_from([0.5, 1.0, 1.5]))
+@settings(max_examples=20, deadline=None)
+def test_a_padded_image_is_seen_as_it_is_alone(
+    seed: int, size: list[tuple[int, int]], mirror: bool, scale: float
+) -> None:
+    # eighths, so that both have exactly this scale
+    alone = smooth_batch(seed, size[:1], size[:1], tuple(-(-side // 8) * 8 for side in size[0]))
+    beside = replace(alone, images=nn.functional.pad(alone.images, (0, 24, 0, 16)))
+    expected, _ = seen(alone, "paper", mirror, [scale])
+    maps, _ = seen(beside, "paper", mirror, [scale])
+    height, width = size[0]
+    for ours, theirs in zip(maps, expected, strict=True):
+        assert torch.allclose(
+            ours[..., : height - 16, : width - 16], theirs[..., : height - 16, : width - 16], atol=1e-3
+        )
+
+
+@pytest.mark.parametrize("recipe", ["paper", "release"])
+def test_which_maps_are_averaged_is_free_of_the_recipe(recipe: str) -> None:
+    """The default follows it: three maps in the paper's, two in the release's."""
+    batch = smooth_batch(0, [(64, 64)], [(64, 64)], (64, 64))
+    torch.manual_seed(0)
+    module = make_module(recipe=recipe).eval()
+    plain = module._inference_maps(batch)[0].offset_field
+    assert module.average_offsets is (recipe == "paper")
+    assert make_module(recipe=recipe, average_offsets=recipe != "paper").average_offsets is not module.average_offsets
+    for module.mirror, module.test_scales in ((True, (1.0,)), (False, (0.5, 1.0))):
+        for module.average_offsets in (True, False):
+            offsets = module._inference_maps(batch)[0].offset_field
+            assert torch.equal(offsets, plain) is not module.average_offsets
+
+
 def test_mirroring_a_symmetric_image_gives_a_symmetric_result() -> None:
-    module = make_module(mirror=True).eval()
+    module = make_module(mirror=True, test_scales=(1.0, 0.75)).eval()
     half = torch.rand(1, 3, 64, 32)
     image = torch.cat([half, half.flip(-1)], -1)
     batch = Batch(image, torch.zeros(1, 5, dtype=torch.bool), Cues.empty(), ("a",), ((64, 64),), ((64, 64),))
@@ -268,6 +470,11 @@ def test_wrong_settings_are_named() -> None:
         BestieModule(2, ["one"])
     with pytest.raises(ValueError, match="peak_window must be odd"):
         make_module(peak_window=40)
+    for scales in ([], [1.0, 0.0]):
+        with pytest.raises(ValueError, match="test_scales must be positive numbers, at least one"):
+            make_module(test_scales=scales)
+    with pytest.raises(ValueError, match=r"test_scales are \[0.5\]; add 1.0 to them, or set average_offsets: true"):
+        make_module(recipe="release", test_scales=[0.5])
 
 
 def test_it_is_a_part_of_another_lightning_module(batch: Batch) -> None:

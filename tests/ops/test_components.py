@@ -45,7 +45,7 @@ def check(classes: np.ndarray, connectivity: int) -> None:
     values=st.integers(1, 4),
     connectivity=st.sampled_from([4, 8]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=70, deadline=None)
 def test_agrees_with_opencv(seed: int, shape: tuple[int, int, int], values: int, connectivity: int) -> None:
     rng = np.random.default_rng(seed)
     classes = rng.integers(0, values + 1, shape) * (rng.random(shape) < rng.choice([0.5, 0.8, 1.0]))
@@ -104,7 +104,7 @@ def test_images_do_not_touch_one_another() -> None:
 
 
 @given(seed=st.integers(0, 2**31), connectivity=st.sampled_from([4, 8]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_batch_gives_what_single_images_give(seed: int, connectivity: int) -> None:
     classes = torch.from_numpy(np.random.default_rng(seed).integers(0, 3, (4, 9, 11)))
     batch = label_components(classes, connectivity=connectivity)  # type: ignore[arg-type]

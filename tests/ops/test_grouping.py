@@ -73,7 +73,7 @@ def reference(
     components=st.integers(1, 6),
     max_rank=st.sampled_from([None, 1, 2, 5]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=70, deadline=None)
 def test_grouping_agrees_with_all_distances(seed: int, centers: int, components: int, max_rank: int | None) -> None:
     rng = np.random.default_rng(seed)
     shape = (2, int(rng.integers(1, 14)), int(rng.integers(1, 14)))

@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from bestie_pl.ops.instances import average_mirrored, find_instances, find_instances_from_points, predict_semantic
+from bestie_pl.ops.instances import (
+    average_maps,
+    find_instances,
+    find_instances_from_points,
+    mirror_columns,
+    mirror_maps,
+    predict_semantic,
+)
 from bestie_pl.structures import Cues, Geometry, InstanceMaps, LabeledInstances, Recipe
 
 Golden = Callable[[str], dict[str, np.ndarray]]
@@ -42,7 +49,7 @@ def golden_maps(data: dict[str, np.ndarray], case: str) -> InstanceMaps:
     maps = [torch.from_numpy(code.astype(np.float32) / np.float32(scale)) for code, scale in codes]
     if len(maps[0]) == 2:
         image, mirrored = (InstanceMaps(*(m[i : i + 1] for m in maps)) for i in (0, 1))
-        return average_mirrored(image, mirrored, mirror_offsets=False)
+        return average_maps([image, mirror_maps(mirrored, [maps[0].shape[-1]])], average_offsets=False)
     return InstanceMaps(*maps)
 
 
@@ -341,25 +348,54 @@ def test_first_of_equally_likely_classes_is_predicted() -> None:
     assert (predict_semantic(logits) == 1).all()
 
 
-@given(seed=st.integers(0, 2**31))
+@given(widths=st.lists(st.integers(1, 7), min_size=1, max_size=4))
+@settings(max_examples=50, deadline=None)
+def test_columns_are_mirrored_without_the_padding(widths: list[int]) -> None:
+    values = torch.rand(len(widths), 2, 3, 7)
+    found = mirror_columns(values, widths)
+    for row, width in enumerate(widths):
+        for x in range(7):
+            assert torch.equal(found[row, ..., x], values[row, ..., width - 1 - x if x < width else x])
+    assert torch.equal(mirror_columns(found, widths), values)
+
+
+@given(seed=st.integers(0, 2**31), padding=st.integers(0, 5))
 @settings(max_examples=20, deadline=None)
-def test_a_mirrored_twin_changes_nothing(seed: int) -> None:
+def test_a_mirrored_twin_changes_nothing(seed: int, padding: int) -> None:
     maps = random_maps(seed)
-    twin = InstanceMaps(*(m.flip(-1) for m in maps))
-    twin.offset_field[:, 1] *= -1
-    for mirror_offsets in (False, True):
-        average = average_mirrored(maps, twin, mirror_offsets=mirror_offsets)
+    widths = [maps.offset_field.shape[-1], max(1, maps.offset_field.shape[-1] - padding)]
+    twin = mirror_maps(maps, widths)
+    assert torch.equal(mirror_columns(twin.offset_field, widths), maps.offset_field * torch.tensor([[[1]], [[-1]]]))
+    for average_offsets in (False, True):
+        average = average_maps([maps, mirror_maps(twin, widths)], average_offsets=average_offsets)
         assert torch.allclose(average.semantic_logits.exp(), maps.semantic_logits.softmax(1), atol=1e-6)
         assert torch.equal(average.center_heatmap, maps.center_heatmap)
         assert torch.equal(average.offset_field, maps.offset_field)
 
 
-def test_mirrored_maps_are_averaged_as_probabilities() -> None:
-    first, second = random_maps(1), InstanceMaps(*(m.flip(0) for m in random_maps(1)))
-    average = average_mirrored(first, second, mirror_offsets=True)
-    mean = (first.semantic_logits.softmax(1) + second.semantic_logits.softmax(1).flip(-1)) / 2
-    assert torch.allclose(average.semantic_logits.softmax(1), mean, atol=1e-6)
-    back = second.offset_field.flip(-1) * torch.tensor([1.0, -1.0])[:, None, None]
-    assert torch.allclose(average.offset_field, (first.offset_field + back) / 2)
-    own = average_mirrored(first, second, mirror_offsets=False)
+@given(seed=st.integers(0, 2**31), count=st.integers(1, 4))
+@settings(max_examples=20, deadline=None)
+def test_views_are_averaged_as_probabilities(seed: int, count: int) -> None:
+    first = random_maps(seed)
+    views = [InstanceMaps(*(m.roll(shift, -1) for m in first)) for shift in range(count)]
+    average = average_maps(iter(views), average_offsets=True)
+    probabilities = sum(view.semantic_logits.softmax(1) for view in views) / count
+    assert torch.allclose(average.semantic_logits.exp(), probabilities, atol=1e-5)
+    assert torch.allclose(average.semantic_logits.softmax(1), probabilities, atol=1e-5)
+    for ours, theirs in zip(average[1:], zip(*(view[1:] for view in views), strict=True), strict=True):
+        assert torch.allclose(ours, sum(theirs) / count, atol=1e-5)
+    own = average_maps(iter(views), average_offsets=False)
     assert torch.equal(own.offset_field, first.offset_field)
+    assert torch.equal(own.center_heatmap, average.center_heatmap)
+
+
+def test_views_are_averaged_in_single_precision() -> None:
+    views = [InstanceMaps(*(m.bfloat16() for m in random_maps(3)))] * 3
+    average = average_maps(views, average_offsets=True)
+    assert all(values.dtype == torch.float32 for values in average)
+    assert torch.allclose(average.offset_field, views[0].offset_field.float())
+
+
+def test_nothing_to_average() -> None:
+    with pytest.raises(ValueError, match="no view"):
+        average_maps([], average_offsets=True)

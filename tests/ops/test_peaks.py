@@ -130,7 +130,7 @@ def random_scene(seed: int) -> tuple[np.ndarray, np.ndarray]:
     strict=st.booleans(),
     budget=st.sampled_from([1, 2000, 2**22]),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_peaks_agree_with_a_dense_maximum_per_component(seed: int, window: int, strict: bool, budget: int) -> None:
     classes, plane = random_scene(seed)
     components = label_components(torch.from_numpy(classes))
@@ -151,11 +151,12 @@ def test_threshold_itself_counts_only_if_not_strict() -> None:
     assert found == {True: [[0, 2]], False: [[0, 0], [0, 2]]}
 
 
-def test_a_large_plateau_is_all_peaks_without_large_memory() -> None:
+def test_a_large_plateau_is_all_peaks_without_large_memory(way: str) -> None:
     # every window of 41 x 41 at once would be 2 GB; the component's largest value needs none
-    plane = torch.full((1, 400, 400), 0.5)
-    components = label_components(torch.ones(1, 400, 400, dtype=torch.int32))
-    assert len(peaks_in(plane, components, threshold=0.3, window=41, strict=True)) == 160_000
+    side = 400 if way == "exact" else 50
+    plane = torch.full((1, side, side), 0.5)
+    components = label_components(torch.ones(1, side, side, dtype=torch.int32))
+    assert len(peaks_in(plane, components, threshold=0.3, window=41, strict=True)) == side**2
     assert peaks_in(plane, components, threshold=0.3, window=41, strict=False).yx.tolist() == [[0, 0]]
 
 
@@ -258,7 +259,7 @@ def reference_clusters(offset: np.ndarray, labels: np.ndarray, geometry: Geometr
 
 
 @given(seed=st.integers(0, 2**31), tolerance=st.sampled_from([3.0, 8.0]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_convergence_points_agree_with_labelled_regions(seed: int, tolerance: float) -> None:
     rng = np.random.default_rng(seed)
     classes, _ = random_scene(seed)

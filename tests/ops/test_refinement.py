@@ -196,7 +196,7 @@ def assert_same(ours: list[Instance], theirs: list[Instance], tolerance: float =
     clustering=st.booleans(),
     max_centers=st.sampled_from([1, 2, 5]),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_refinement_agrees_with_one_component_at_a_time(
     recipe: Recipe, seed: int, threshold: float, clustering: bool, max_centers: int
 ) -> None:
@@ -219,7 +219,7 @@ def test_refinement_agrees_with_one_component_at_a_time(
 
 @pytest.mark.parametrize("recipe", ["paper", "release"])
 @given(seed=st.integers(0, 2**31))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_batch_gives_what_single_images_give(recipe: Recipe, seed: int) -> None:
     maps, classes = random_scene(seed, batch=3)
     points = random_points(seed, classes)
@@ -260,7 +260,7 @@ def random_points(seed: int, classes: torch.Tensor) -> Cues:
 
 @pytest.mark.parametrize("recipe", ["paper", "release"])
 @given(seed=st.integers(0, 2**31))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_refinement_from_points_agrees_with_one_class_at_a_time(recipe: Recipe, seed: int) -> None:
     maps, classes = random_scene(seed)
     points = random_points(seed, classes)

@@ -205,6 +205,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="bestie-pl convert",
         description="Turn a checkpoint of the authors' release into one that this package reads. Every tensor is used, "
         "or listed with the reason why not; nothing in the file is executed.",
+        epilog="What was written is for --ckpt_path of test and predict, and for init_from of a BestieModule.",
     )
     parser.add_argument("input", help="BESTIE_*.pt, best.pt, PAM.pth or the like")
     parser.add_argument("--output", required=True, help="the checkpoint to write")

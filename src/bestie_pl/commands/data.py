@@ -6,7 +6,7 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -258,8 +258,7 @@ def _describe(stage: str, summary: SplitSummary, class_names: Sequence[str]) -> 
     """The counts of a split as a table, without columns of zeros."""
     sizes = ""
     if summary.heights:
-        sides = (f"{min(side)} to {max(side)}" for side in (summary.widths, summary.heights))
-        sizes = f", {' x '.join(sides)} px (width x height)"
+        sizes = f", {_span(summary.widths)} x {_span(summary.heights)} px (width x height)"
     broken = f", {summary.unreadable} of them unreadable" if summary.unreadable else ""
     yield f"{stage}: {_counted(summary.images, 'image')}{broken}{sizes}"
     rows = {name: summary.columns(number) for number, name in enumerate(class_names)}
@@ -277,10 +276,15 @@ def _describe(stage: str, summary: SplitSummary, class_names: Sequence[str]) -> 
         for name, row in rows.items():
             yield "  ".join([f"{name:<{width}}", *(f"{row[head]:>{len(head)}}" for head in heads)])
     if summary.cues:
-        images = sorted(summary.cues_per_image.elements())
-        without = f"; {images.count(0)} without any" if images[0] == 0 else ""
-        yield f"cues in an image: {images[0]} to {images[-1]}, median {images[len(images) // 2]}{without}"
+        counts = sorted(summary.cues_per_image.elements())
+        without = f"; none in {_counted(counts.count(0), 'image')}" if counts[0] == 0 else ""
+        yield f"cues in an image: {_span(counts)}, median {counts[len(counts) // 2]}{without}"
     yield ""
+
+
+def _span(values: Collection[int]) -> str:
+    least, most = min(values), max(values)
+    return f"{least} to {most}" if least < most else str(least)
 
 
 def _counted(number: int, what: str) -> str:

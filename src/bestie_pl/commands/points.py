@@ -109,5 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--images", metavar="FOLDER", help="find the images here, and compare their sizes with the files'"
     )
-    parser.add_argument("--tags", metavar="FILE", help="also write the images' tags, a CSV for FolderDataModule")
+    parser.add_argument(
+        "--tags",
+        metavar="FILE",
+        help="also write the images' tags, a CSV for FolderDataModule; all are in the split train, until you edit it",
+    )
     return parser

@@ -155,7 +155,7 @@ def open_image(path: Path) -> Image.Image:
         raise ValueError(f"{path}: holds {holds}; expected 8 or 16 bits of grey or RGB: convert the image")
     elif image.has_transparency_data:
         image = image.convert("RGBA")  # else Pillow blends some palettes and not others
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def read_label_map(path: Path, holds: str) -> NDArray[np.int32]:
@@ -302,7 +302,9 @@ def _load(path: Path, *, turn: bool = True) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            return ImageOps.exif_transpose(image) if turn else image
+            if turn:
+                ImageOps.exif_transpose(image, in_place=True)
+            return image
     # what Pillow raises for files that are broken in different ways
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(

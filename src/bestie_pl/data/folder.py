@@ -41,7 +41,8 @@ class FolderDataModule(InstanceDataModule):
 
     ``image`` is a file below ``images``, with or without its suffix. Several tags of an image stand between semicolons;
     in a file without any semicolon, between blanks. Every other column of the second form is a class, 1 where the image
-    holds it; columns that are no class have to be named in ``ignored_columns``. ``split`` may be left out.
+    holds it; columns that are no class have to be named in ``ignored_columns``. ``split`` may be left out where splits
+    are text files.
 
     **Classes** are all names in the file of tags, sorted; ``class_names`` gives another order, or more classes. Numbers
     in semantic maps and text files count in this order.
@@ -57,7 +58,7 @@ class FolderDataModule(InstanceDataModule):
 
     Args:
         root: Folder that the paths below start from.
-        images: Folder of the images.
+        images: Folder of the images: JPEG, PNG, TIFF, BMP or WebP.
         tags: File of the tags.
         class_names: Names of the classes in the order of their numbers.
         ignored_columns: Columns of ``tags`` that are neither class nor split.
@@ -66,8 +67,9 @@ class FolderDataModule(InstanceDataModule):
         test_split: Split that ``test`` uses; ``val_split`` if omitted.
         predict_split: Split that ``predict`` uses, unless ``predict_images`` names a folder; the test split if omitted.
         semantic_dir: Semantic maps of the training images, ``NAME.png``: 0 background, c + 1 for class c.
-        points: Given points: a ``.json`` or ``.csv`` file, which ``bestie-pl points`` makes and checks, or a folder of
-            the release's text files ``NAME.txt``.
+        points: Given points: a ``.json`` or ``.csv`` file of the form that ``bestie_pl.data.points`` describes and
+            ``bestie-pl points`` makes and checks, or a folder of the release's text files ``NAME.txt``. An image that
+            it names without a point has no object.
         cues_dir: A classifier's cues, ``NAME.txt`` of lines ``x y class conf`` with classes from 0.
         annotations: Ground truth. ``{split}`` in it stands for the name of the split.
         **kwargs: See ``InstanceDataModule``.
@@ -134,7 +136,7 @@ class FolderDataModule(InstanceDataModule):
         files = self._files(folder, rows)
         names = [image_name(file) for file in files]
         packed = Packed(names)
-        if self.points is not None and not self.tags_only and not (training and self.supervision == "tags"):
+        if self.points is not None and not self.tags_only and (not training or self.supervision == "points"):
             points = self._points(self.points, names, packed)
             if training:
                 mixed = self._is_mixed(self.points, names, points)

@@ -33,7 +33,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import posixpath
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -108,10 +107,10 @@ class PointSet:
 
 
 class PointSetBuilder:
-    """Collects images and their points, and what is wrong with them.
+    """Collects images and their points, and what is wrong with them: ``where`` names the file and the place in it.
 
     Args:
-        path: For messages.
+        path: Of all, for messages.
         class_names: The classes that may occur. If omitted, those that do occur, sorted.
     """
 
@@ -125,11 +124,11 @@ class PointSetBuilder:
         self._image, self._classes = array("q"), array("i")
         self._values = array("d")  # y, x, confidence of each point
         if class_names is not None and len(self._numbers) < len(class_names):
-            self.problem("classes", f"a name stands there twice: {', '.join(class_names)}")
+            self.problem(f"{path}: classes", f"a name stands there twice: {', '.join(class_names)}")
 
     def problem(self, where: str, message: str) -> None:
         """Note a finding. More than enough of them end the reading."""
-        self.problems.append(f"{self.path}: {where}: {message}")
+        self.problems.append(f"{where}: {message}")
         if len(self.problems) >= REPORTED:
             self._fail()
 
@@ -155,7 +154,8 @@ class PointSetBuilder:
             number = self._numbers[name] = len(self._numbers)
         if row < 0 or number is None:
             if number is None:
-                self.problem(where, f"class: {name!r}; expected one of {', '.join(self.class_names or ())}")
+                known = f"one of {', '.join(self.class_names)}" if self.class_names is not None else "a class name"
+                self.problem(where, f"class: {name!r}; expected {known}")
             return
         height, width = self._sizes[2 * row], self._sizes[2 * row + 1]
         if (
@@ -177,7 +177,7 @@ class PointSetBuilder:
             ValueError: Lists what was found to be wrong.
         """
         if not self._rows:
-            self.problem("images", f"lists no image; expected {FORMAT}")
+            self.problem(f"{self.path}: images", f"lists no image; expected {FORMAT}")
         if self.problems:
             self._fail()
         names = list(self._numbers)
@@ -241,8 +241,8 @@ def _read_json(path: Path) -> PointSet:
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise ValueError(f"{path}: classes: {names!r:.100}; expected a list of class names")
     builder = PointSetBuilder(path, names)
-    for entry in _unknown(content, {"classes", "images"}):
-        builder.problem("the file", entry)
+    for problem in _unknown(content, {"classes", "images"}):
+        builder.problem(f"{path}: the file", problem)
     for number, image in enumerate(content["images"]):
         _add_image(builder, image, number)
     return builder.finish()
@@ -251,12 +251,13 @@ def _read_json(path: Path) -> PointSet:
 def _add_image(builder: PointSetBuilder, image: object, number: int) -> None:
     """Add an entry of ``images``; ``number`` stands for one that has no file name."""
     if not isinstance(image, dict):
-        builder.problem(f"images[{number}]", f"{image!r:.100}; expected an object with file and points")
+        builder.problem(f"{builder.path}: images[{number}]", f"{image!r:.100}; expected an object with file and points")
         return
-    where = f"image {image['file']!r}" if isinstance(image.get("file"), str) else f"images[{number}]"
+    entry = f"image {image['file']!r}" if isinstance(image.get("file"), str) else f"images[{number}]"
+    where = f"{builder.path}: {entry}"
     if not image.keys() <= IMAGE_FIELDS:
-        for entry in _unknown(image, IMAGE_FIELDS):
-            builder.problem(where, entry)
+        for problem in _unknown(image, IMAGE_FIELDS):
+            builder.problem(where, problem)
     size = (image.get("height"), image.get("width"))
     if size != (None, None) and not all(type(side) is int and side > 0 for side in size):
         builder.problem(where, f"width, height: {size[1]!r}, {size[0]!r}; expected both in whole pixels, or neither")
@@ -272,8 +273,8 @@ def _add_image(builder: PointSetBuilder, image: object, number: int) -> None:
             if not isinstance(point, dict):
                 builder.problem(at, f"{point!r:.100}; expected an object with x, y and class")
                 continue
-            for entry in _unknown(point, POINT_FIELDS):
-                builder.problem(at, entry)
+            for problem in _unknown(point, POINT_FIELDS):
+                builder.problem(at, problem)
         x, y, name = point.get("x"), point.get("y"), point.get("class")
         builder.point(row, x, y, name, point.get("confidence", 1), f"{where}, point {k}")
 
@@ -285,10 +286,12 @@ def _unknown(record: dict[str, Any], fields: set[str]) -> Iterator[str]:
 
 def _read_csv(path: Path) -> PointSet:
     builder = PointSetBuilder(path)
+    before, row = None, -1
     for line, fields in csv_rows(path, HEADER, optional=1):
         image, x, y, name, confidence = (*fields, "1")[:5]
-        where = f"line {line}"
-        row = builder.image(image, where=where, again=True)
+        where = f"{path}: line {line}"
+        if image != before:  # mostly an image's points stand together
+            before, row = image, builder.image(image, where=where, again=True)
         if x or y or name:
             builder.point(row, _number(x), _number(y), name, _number(confidence or "1"), where)
     return builder.finish()
@@ -329,11 +332,14 @@ def is_plain(file: str) -> bool:
 def image_name(file: str) -> str:
     """The name of an image: its file without the suffix of an image, so that names with dots stay whole.
 
-    >>> image_name("sub/slide.1.png"), image_name("slide.1")
-    ('sub/slide.1', 'slide.1')
+    >>> image_name("sub/slide.1.png"), image_name("slide.1"), image_name("sub/.png")
+    ('sub/slide.1', 'slide.1', 'sub/.png')
     """
-    stem, suffix = os.path.splitext(file)
-    return stem if suffix.lower() in IMAGE_SUFFIXES else file
+    if not file.lower().endswith(IMAGE_SUFFIXES):
+        return file
+    stem = file[: file.rindex(".")]
+    # a name of dots alone, as in ".jpg", has no suffix
+    return stem if stem.rpartition("/")[2].strip(".") else file
 
 
 def to_json(points: PointSet) -> str:
@@ -372,17 +378,17 @@ def write_release(points: PointSet, folder: Path) -> None:
 
 
 def tag_csv(points: PointSet, tags: Iterable[Iterable[str]]) -> str:
-    """A CSV file ``image,tags`` of the images, with the names in ``tags`` beside the classes of the points."""
+    """A CSV file ``image,tags,split`` of the images, all in ``train``: names in ``tags`` and the points' classes."""
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("image", "tags"))
+    writer.writerow(("image", "tags", "split"))
     classes = points.classes.tolist()
     for n, (file, more) in enumerate(zip(points.files, tags, strict=True)):
         names = {points.class_names[c] for c in classes[points.rows(n)]} | set(more)
         if unfit := [name for name in names if ";" in name]:
             raise ValueError(f"{points.path}: image {file!r}: the class {unfit[0]!r} has a semicolon; rename it")
         # the last semicolon tells a name with a blank from two names
-        writer.writerow((file, "".join(f"{name};" for name in sorted(names))))
+        writer.writerow((file, "".join(f"{name};" for name in sorted(names)), "train"))
     return text.getvalue()
 
 

@@ -231,7 +231,9 @@ class EvaluationSamples(Dataset[Sample]):
 
 def to_tensor(image: Image.Image) -> Tensor:
     """(3, H, W) uint8 of an RGB image."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    # plane by plane takes half the time of an array whose axes are then exchanged
+    planes = bytearray().join(image.tobytes("raw", band) for band in "RGB")
+    return torch.frombuffer(planes, dtype=torch.uint8).view(3, image.height, image.width)
 
 
 def scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:

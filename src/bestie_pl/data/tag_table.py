@@ -75,21 +75,20 @@ def read_tags(path: Path, class_names: Sequence[str] | None = None, ignored_colu
             )
     split_of: dict[str, int] = {}
     files: list[str] = []
-    tag_row, tag_class, split = array("i"), array("i"), array("h")
+    counts, tag_class, split = array("i"), array("i"), array("h")
     for where, file, tags, part in records.rows:
         if not is_plain(file):
             raise ValueError(f"{path}: {where}: image: {file!r}; expected a plain path below the folder of the images")
         for tag in tags:
-            number = number_of.get(tag)
-            if number is None:
+            if tag not in number_of:
                 if class_names is not None:
                     raise ValueError(
                         f"{path}: {where}: tag {tag!r}; expected one of {', '.join(class_names)}: correct it, or give "
                         "all class_names"
                     )
-                number = number_of[tag] = len(number_of)
-            tag_row.append(len(files))
-            tag_class.append(number)
+                number_of[tag] = len(number_of)
+            tag_class.append(number_of[tag])
+        counts.append(len(tags))
         files.append(file)
         split.append(split_of.setdefault(part, len(split_of)) if part else -1)
     if not files or not number_of:
@@ -102,7 +101,7 @@ def read_tags(path: Path, class_names: Sequence[str] | None = None, ignored_colu
         path,
         tuple(names),
         Packed(files),
-        torch.from_numpy(np.array(tag_row, dtype=np.int32)),
+        torch.from_numpy(np.repeat(np.arange(len(files), dtype=np.int32), counts)),
         torch.from_numpy(numbers[np.array(tag_class, dtype=np.int32)]),
         tuple(split_of),
         torch.from_numpy(np.array(split, dtype=np.int16)),

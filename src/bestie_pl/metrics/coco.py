@@ -91,10 +91,10 @@ class COCOInstanceAP(ImageMetric[_Coded]):
         found: list[list[tuple[int, bytes, float]]] = [[] for _ in range(self.num_classes)]
         true: list[list[tuple[int, bytes, bool, float]]] = [[] for _ in range(self.num_classes)]
         for number, image in enumerate(images):
-            for c, *row in image.predictions:
-                found[c].append((number, *row))
-            for c, *row in image.references:
-                true[c].append((number, *row))
+            for c, counts, score in image.predictions:
+                found[c].append((number, counts, score))
+            for c, counts, crowd, area in image.references:
+                true[c].append((number, counts, crowd, area))
         sizes = [image.size for image in images]
         return torch.from_numpy(np.stack([_precision(sizes, *rows) for rows in zip(found, true, strict=True)], -1))
 
@@ -109,7 +109,8 @@ def _precision(
     COCOeval keeps a table of all pairs of an image and a class, most of which are empty; here it sees the images that
     have the class.
     """
-    found, true = [], []
+    found: list[dict[str, Any]] = []
+    true: list[dict[str, Any]] = []
     for image, counts, score in predictions:
         code = {"size": sizes[image], "counts": counts}
         found.append({"image_id": image, "segmentation": code, "score": score, "area": int(codec.area(code))})

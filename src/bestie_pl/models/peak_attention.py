@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -180,7 +181,9 @@ class PeakAttentionModel(nn.Module):
         self.network: PyramidClassifier | VGG16Classifier
         self.is_release = backbone.split(".")[0] == VGG16
         self.strides = (4, 8, 16) if self.is_release else tuple(strides)  # those of the whole VGG16, for its weights
-        net, info = backbones.create_backbone(backbone, self.strides)
+        # the release's network is our own: of timm's, whose classifier alone has 100 million weights, only the statistics
+        with torch.device("meta") if self.is_release else nullcontext():
+            net, info = backbones.create_backbone(backbone, self.strides)
         if self.is_release:
             self.network = VGG16Classifier(num_classes, pam_layers=pam_layers, bias=bias)
         else:

@@ -16,11 +16,17 @@ from bestie_pl.metrics.coco import COCOInstanceAP
 from bestie_pl.metrics.labels import LabelQuality
 from bestie_pl.metrics.semantic import SemanticIoU
 from bestie_pl.metrics.voc import VOCInstanceAP
-from bestie_pl.models.bestie import BestieModel
+from bestie_pl.models.bestie import STRIDE, BestieModel
 from bestie_pl.modules.initial_weights import load_network, refuse_other_network
 from bestie_pl.modules.schedule import adam_with_decay
 from bestie_pl.ops.components import tagged_classes
-from bestie_pl.ops.instances import average_mirrored, find_instances, find_instances_from_points
+from bestie_pl.ops.instances import (
+    average_maps,
+    find_instances,
+    find_instances_from_points,
+    mirror_columns,
+    mirror_maps,
+)
 from bestie_pl.ops.losses import LossWeights, total_loss
 from bestie_pl.ops.masks import resize_map, to_instances
 from bestie_pl.ops.mixed import mix_labels
@@ -36,6 +42,16 @@ from bestie_pl.structures import (
     Recipe,
     Supervision,
 )
+
+LEGEND = {
+    "map25, map50, map70, map75": "VOC: area under the precision-recall curve at one overlap, mean over classes",
+    "ap25/CLASS, ap50/CLASS": "VOC: the same for one class",
+    "coco_ap": "COCO: precision at 101 recalls, mean over the overlaps 0.5, 0.55, ..., 0.95 and over classes",
+    "coco_ap25, coco_ap50, coco_ap70, coco_ap75": "COCO: the same at one overlap",
+    "coco_ap_small, coco_ap_medium, coco_ap_large": "COCO: coco_ap of objects under 32 x 32 px, up to 96 x 96, above",
+    "miou": "IoU of the predicted classes with the true ones, mean over classes and background",
+}
+"""What the scores are. Published tables mix VOC's and COCO's precision, which differ by points at the same overlap."""
 
 
 class BestieModule(pl.LightningModule):
@@ -71,6 +87,9 @@ class BestieModule(pl.LightningModule):
         test_threshold: Least centre score of a predicted instance.
         keep_without_center: Predict a component without any centre as one instance.
         mirror: Average the maps with those of the mirrored image when predicting.
+        test_scales: Sizes relative to the image at which it is seen when predicting; the maps are averaged.
+        average_offsets: Whether mirrored and scaled views count for the offsets too, or only for semantic probabilities
+            and centre heatmaps, as in the release. If omitted, they do in recipe ``paper``, not in ``release``.
         refine_at_test: ``pamr`` refines the predicted classes by the colours of the image. Needs no labels; every score
             then says so in its name.
         pamr_iterations: Rounds of this refinement.
@@ -84,6 +103,8 @@ class BestieModule(pl.LightningModule):
         weight_decay: Of the optimiser.
         warmup_steps: Optimiser steps over which the rate rises linearly (release: 2000).
     """
+
+    legend = LEGEND
 
     def __init__(
         self,
@@ -110,6 +131,8 @@ class BestieModule(pl.LightningModule):
         test_threshold: float = 0.1,
         keep_without_center: bool = True,
         mirror: bool = False,
+        test_scales: Sequence[float] = (1.0,),
+        average_offsets: bool | None = None,
         refine_at_test: Literal["pamr"] | None = None,
         pamr_iterations: int = ITERATIONS["network"],
         oracle: Literal["tags", "points"] | None = None,
@@ -128,7 +151,15 @@ class BestieModule(pl.LightningModule):
         names = tuple(class_names) if class_names is not None else tuple(f"class{c}" for c in range(num_classes))
         if len(names) != num_classes:
             raise ValueError(f"class_names has {len(names)} names for num_classes={num_classes}; give one name a class")
-        class_names = list(names)  # a checkpoint holds plain types only
+        if not test_scales or min(test_scales) <= 0:
+            raise ValueError(f"test_scales must be positive numbers, at least one, got {list(test_scales)}")
+        averaged = recipe == "paper" if average_offsets is None else average_offsets
+        if not averaged and 1 not in test_scales:
+            raise ValueError(
+                f"without average_offsets (recipe release) offsets are those of the image at scale 1, and test_scales "
+                f"are {list(test_scales)}; add 1.0 to them, or set average_offsets: true"
+            )
+        class_names, test_scales = list(names), list(test_scales)  # a checkpoint holds plain types only
         self.save_hyperparameters()
         self.class_names = names
         self.supervision: Supervision = supervision
@@ -139,7 +170,8 @@ class BestieModule(pl.LightningModule):
             sigma, peak_window, min_area, cluster_radius, cluster_tolerance, cluster_distance
         ).scaled(object_scale)
         self.refine_threshold, self.test_threshold = refine_threshold, test_threshold
-        self.keep_without_center, self.mirror, self.oracle = keep_without_center, mirror, oracle
+        self.keep_without_center, self.oracle = keep_without_center, oracle
+        self.mirror, self.test_scales, self.average_offsets = mirror, tuple(test_scales), averaged
         self.loss_weights = LossWeights(center_weight, offset_weight, semantic_weight)
         self.refine_at_test, self.pamr_iterations = refine_at_test, pamr_iterations
         self.backbone_weights, self.init_from = backbone_weights, init_from
@@ -295,21 +327,49 @@ class BestieModule(pl.LightningModule):
         if self.recipe == "release" and len(batch) == 1 and sizes[0] == size:
             sizes = batch.original_sizes
         grid = sizes[0] if sizes is not batch.sizes else size
-        maps = self.model.enlarge(self(batch.images), grid)
-        if self.mirror:
-            mirrored = self.model.enlarge(self(batch.images.flip(-1)), grid)
-            # the release takes the offsets of the plain image alone
-            maps = average_mirrored(maps, mirrored, mirror_offsets=self.recipe == "paper")
+        # the image itself first: its offsets are kept where they are not averaged
+        scales = sorted(self.test_scales, key=lambda scale: scale != 1)
+        views = (
+            self._view(batch, scale, mirrored, grid, sizes)
+            for scale in scales
+            for mirrored in ((False, True) if self.mirror else (False,))
+        )
+        if self.mirror or len(scales) > 1:
+            maps = average_maps(views, average_offsets=self.average_offsets)
+        else:
+            (maps,) = views
         if self.refine_at_test == "pamr":
             images = batch.images
             if grid != size:
                 images = nn.functional.interpolate(images, grid, mode="bilinear", align_corners=False)
             refined = refine_logits(maps.semantic_logits, images, sizes=sizes, iterations=self.pamr_iterations)
             maps = maps._replace(semantic_logits=refined)
-        if grid != size:
-            ratio = torch.tensor([grid[0] / size[0], grid[1] / size[1]], device=self.device)
-            maps = maps._replace(offset_field=maps.offset_field * ratio[:, None, None])
         return maps, sizes
+
+    def _view(
+        self,
+        batch: Batch,
+        scale: float,
+        mirrored: bool,
+        grid: tuple[int, int],
+        sizes: tuple[tuple[int, int], ...],
+    ) -> InstanceMaps:
+        """Maps on the ``grid``, with offsets in its pixels, of the images as seen at another scale, mirrored or not."""
+        images = mirror_columns(batch.images, [width for _, width in batch.sizes]) if mirrored else batch.images
+        size = (images.shape[-2], images.shape[-1])
+        # whole cells, so that they cover the image without a rest
+        seen = size if scale == 1 else tuple(max(1, round(side * scale / STRIDE)) * STRIDE for side in size)
+        if seen == size:
+            maps = self(images)
+            enlargement = self.model.enlargement(maps, grid)
+        else:
+            maps = self(nn.functional.interpolate(images, seen, mode="bilinear", antialias=scale < 1))
+            enlargement = Enlargement(grid, grid, self.model.align_corners)
+        maps = enlargement.all(maps)
+        if seen != grid:
+            ratio = torch.tensor([grid[0] / seen[0], grid[1] / seen[1]], device=self.device)
+            maps = maps._replace(offset_field=maps.offset_field * ratio[:, None, None])
+        return mirror_maps(maps, [width for _, width in sizes]) if mirrored else maps
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Compare the predictions with the ground truth."""
@@ -352,7 +412,7 @@ class BestieModule(pl.LightningModule):
         if self.voc_ap.update_called:
             voc, coco, semantic = self.voc_ap.compute(), self.coco_ap.compute(), self.semantic_iou.compute()
             scores |= {name: value for name, value in voc.items() if name != "per_class"}
-            scores |= {f"coco_{name}": coco[name] for name in ("ap", "ap50", "ap75")}
+            scores |= {f"coco_{name}": value for name, value in coco.items() if name != "per_class"}
             scores["miou"] = semantic["miou"]
             for threshold in (0.25, 0.5):
                 per_class = voc["per_class"][self.voc_ap.thresholds.index(threshold)]

@@ -44,7 +44,8 @@ def environment() -> dict[str, str]:
 class ScoreWriter(Callback):
     """Write the scores of ``validate`` and ``test`` to ``scores_<stage>.json`` in the run's folder.
 
-    The file says what the scores rest on: supervision, recipe, oracle, and every use of ground truth in training.
+    The file says what the scores rest on: supervision, recipe, oracle, views that predictions are averaged over, and
+    every use of ground truth in training; and which scores are VOC's and which COCO's.
     """
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -65,9 +66,13 @@ class ScoreWriter(Callback):
             "recipe": getattr(module, "recipe", None),
             "oracle": getattr(module, "oracle", None),
             "refine_at_test": getattr(module, "refine_at_test", None),
+            "mirror": getattr(module, "mirror", None),
+            "test_scales": getattr(module, "test_scales", None),
+            "average_offsets": getattr(module, "average_offsets", None),
             "ground_truth_used": list(getattr(data, "leak_notes", ())),
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "scores": scores,
+            "legend": getattr(module, "legend", None),
             "environment": environment(),
         }
         write_json(Path(trainer.default_root_dir, f"scores_{stage}.json"), content)

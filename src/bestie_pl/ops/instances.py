@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,32 +16,63 @@ from bestie_pl.ops.sampling import find_spots
 from bestie_pl.structures import IGNORE, Components, Cues, Geometry, InstanceMaps, LabeledInstances, Recipe
 
 
-@torch.no_grad()
-def average_mirrored(maps: InstanceMaps, mirrored_maps: InstanceMaps, *, mirror_offsets: bool) -> InstanceMaps:
-    """Maps of an image and of its mirror image, averaged.
+def mirror_columns(values: Tensor, widths: Sequence[int]) -> Tensor:
+    """Images or maps (B, ..., H, W) with the columns of each in reverse order; the padding stays at the right.
+
+    So a mirrored image meets the cells of a network where it would meet them alone. Doing it twice changes nothing.
 
     Args:
-        maps: Of the images, (B, ..., H, W).
-        mirrored_maps: Of the mirrored images, as they leave the network: they are mirrored back here.
-        mirror_offsets: Whether offsets are averaged too, the mirrored ones with the sign of dx turned; False keeps the
-            image's own (release 10.1).
+        values: Any dtype.
+        widths: B numbers of columns that are no padding.
+
+    >>> mirror_columns(torch.tensor([[[1, 2, 3, 0]], [[4, 5, 6, 7]]]), (3, 4)).tolist()
+    [[[3, 2, 1, 0]], [[7, 6, 5, 4]]]
+    """
+    if all(width == values.shape[-1] for width in widths):
+        return values.flip(-1)
+    return torch.stack([torch.cat([v[..., :w].flip(-1), v[..., w:]], -1) for v, w in zip(values, widths, strict=True)])
+
+
+def mirror_maps(maps: InstanceMaps, widths: Sequence[int]) -> InstanceMaps:
+    """Maps of mirrored images as maps of the images, or the reverse: see ``mirror_columns``; dx changes its sign."""
+    logits, heatmap, offsets = (mirror_columns(values, widths) for values in maps)
+    return InstanceMaps(logits, heatmap, offsets * offsets.new_tensor([1, -1])[:, None, None])
+
+
+@torch.no_grad()
+def average_maps(views: Iterable[InstanceMaps], *, average_offsets: bool) -> InstanceMaps:
+    """One set of maps from several views of the same images: mirrored, at other scales.
+
+    Args:
+        views: At least one; all on the same pixels, offsets in these pixels. Taken one at a time.
+        average_offsets: Whether offsets are averaged like the rest; False keeps those of the first view (release 10.1).
 
     Returns:
         ``semantic_logits`` are logarithms of the averaged probabilities: their softmax gives these. All float32.
 
     >>> zero = torch.zeros(1, 1, 1, 2)
     >>> one = InstanceMaps(zero, torch.tensor([[[[1.0, 0.0]]]]), torch.zeros(1, 2, 1, 2))
-    >>> average_mirrored(one, one, mirror_offsets=False).center_heatmap.tolist()
+    >>> average_maps([one, mirror_maps(one, (2,))], average_offsets=False).center_heatmap.tolist()
     [[[[0.5, 0.5]]]]
     """
-    logits, heatmap, offsets = (m.float() for m in maps)
-    back_logits, back_heatmap, back_offsets = (m.float().flip(-1) for m in mirrored_maps)
-    if mirror_offsets:
-        offsets = (offsets + back_offsets * back_offsets.new_tensor([1, -1])[:, None, None]) / 2
+    count = 0
+    for count, view in enumerate(views, 1):
+        logits, heatmap, offsets = (values.float() for values in view)
+        logits = logits.log_softmax(1)
+        if count == 1:
+            total = InstanceMaps(logits, heatmap, offsets)
+        else:
+            total = InstanceMaps(
+                torch.logaddexp(total.semantic_logits, logits),
+                total.center_heatmap + heatmap,
+                total.offset_field + offsets if average_offsets else total.offset_field,
+            )
+    if not count:
+        raise ValueError("no view to average")
     return InstanceMaps(
-        torch.logaddexp(logits.log_softmax(1), back_logits.log_softmax(1)) - math.log(2),
-        (heatmap + back_heatmap) / 2,
-        offsets,
+        total.semantic_logits - math.log(count),
+        total.center_heatmap / count,
+        total.offset_field / count if average_offsets else total.offset_field,
     )
 
 

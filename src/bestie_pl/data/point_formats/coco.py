@@ -37,7 +37,7 @@ def read_coco(path: Path) -> Marked:
         number = field_of(entry, "id", where)
         if number in images:
             raise ValueError(f"{where}: id: {number} is another image's; ids must be unique")
-        images[number] = MarkedImage(relative_file(str(field_of(entry, "file_name", where))), size)
+        images[number] = MarkedImage(relative_file(str(field_of(entry, "file_name", where))), size, where)
     for annotation in content.get("annotations", ()):
         where = f"annotation {annotation.get('id')}"
         image, name = images.get(annotation.get("image_id", -1)), names.get(annotation.get("category_id", -1))
@@ -49,8 +49,8 @@ def read_coco(path: Path) -> Marked:
         if annotation.get("iscrowd"):
             image.tags.add(name)
         else:
-            where = f"image {image.file!r}, {where}"
-            image.objects.append(Object(name, _coco_spot(annotation, image.size, f"{path}: {where}"), where))
+            where = f"{image.where}, {where}"
+            image.objects.append(Object(name, _coco_spot(annotation, image.size, where), where))
     return Marked(list(images.values()), tuple(names[number] for number in sorted(names)))
 
 

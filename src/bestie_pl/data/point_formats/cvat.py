@@ -37,7 +37,7 @@ def _cvat_image(element: ElementTree.Element, path: Path) -> MarkedImage:
     name = _attribute(element, "name", f"{path}: image")
     where = f"{path}: image {name!r}"
     size = (round(_number(element, "height", where)), round(_number(element, "width", where)))
-    image = MarkedImage(relative_file(name), size)
+    image = MarkedImage(relative_file(name), size, where)
     shapes: list[Shape] = []
     for number, child in enumerate(element, 1):
         at = f"{where}, {child.tag} {number}"

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
+from bestie_pl.data.truth import read_runs
+
 Spot = tuple[float, float]
 """x and y in pixels, 0 at the centre of the first one."""
 Pixels = NDArray[np.int64]
@@ -69,24 +71,17 @@ def polygon_pixels(polygons: Iterable[Sequence[float]], size: tuple[int, int] | 
     return _inside(np.concatenate(parts), size, where)
 
 
-def decode_runs(counts: object, size: tuple[int, int], where: str) -> NDArray[np.uint8]:
+def decode_runs(counts: object, size: tuple[int, int], where: str) -> NDArray[np.bool_]:
     """The mask (H, W) of one of COCO's run-length codes: columns, beginning with zeros; as a list or compressed."""
-    if isinstance(counts, list):
-        if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != math.prod(size):
-            raise ValueError(f"{where}: counts: {counts!r:.100}; expected runs of {size[0]} x {size[1]} pixels in all")
-        code = rle.frPyObjects({"size": list(size), "counts": counts}, *size)
-    elif isinstance(counts, str):
-        code = {"size": list(size), "counts": counts}
-    else:
-        raise ValueError(f"{where}: a run-length code without counts")
-    try:
-        mask: NDArray[np.uint8] = rle.decode(code)
-    except ValueError as error:
-        raise ValueError(f"{where}: counts: {error}; restore the file") from error
-    # of a code that ends too early, pycocotools leaves the rest as it finds it
-    if int(mask.sum(dtype=np.int64)) != rle.area(code):
-        raise ValueError(f"{where}: counts: not of {size[0]} x {size[1]} pixels; restore the file")
-    return mask
+    if not isinstance(counts, (str, list)):
+        raise ValueError(f"{where}: a run-length code without counts; expected a list or a string")
+    runs = read_runs(counts.encode()) if isinstance(counts, str) else counts
+    if not all(type(run) is int and run >= 0 for run in runs) or sum(runs) != math.prod(size):
+        raise ValueError(
+            f"{where}: counts: {counts!r:.100}; expected runs of {size[0]} x {size[1]} pixels in all: restore the file"
+        )
+    inside: NDArray[np.bool_] = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    return inside.reshape(size[::-1]).T
 
 
 def mask_pixels(mask: NDArray[Any], size: tuple[int, int] | None, where: str, *, left: int = 0, top: int = 0) -> Pixels:

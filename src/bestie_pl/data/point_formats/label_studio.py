@@ -64,9 +64,9 @@ def _label_studio_image(task: dict[str, Any], path: Path) -> MarkedImage | None:
         raise ValueError(f"{where} ({file}): {len(done)} annotations; keep one, or mark one as ground truth")
     if not done:
         return None
-    image = MarkedImage(file, None)
+    image = MarkedImage(file, None, f"{where} ({file})")
     for number, result in enumerate(done[0].get("result", ()), 1):
-        at, kind, value = f"{where} ({file}), result {number}", result.get("type"), result.get("value")
+        at, kind, value = f"{image.where}, result {number}", result.get("type"), result.get("value")
         if kind in REGIONS:
             size = size_of(result, "original_height", "original_width", at)
             if size is None:

@@ -37,7 +37,7 @@ def _labelme_image(path: Path, folder: Path) -> MarkedImage:
         raise ValueError(f"{path}: expected a LabelMe file with `shapes` and `imagePath`")
     size = size_of(content, "imageHeight", "imageWidth", str(path))
     beside = path.parent.relative_to(folder).as_posix()
-    image = MarkedImage(relative_file(f"{beside}/{content['imagePath']}"), size)
+    image = MarkedImage(relative_file(f"{beside}/{content['imagePath']}"), size, str(path))
     add_shapes(image, (_labelme_shape(s, size, f"{path}: shape {k}") for k, s in enumerate(content["shapes"], 1)))
     return image
 

@@ -16,7 +16,7 @@ from bestie_pl.data.points import PointSet, PointSetBuilder
 
 
 class Object(NamedTuple):
-    """The point of an object, and ``where`` in the file it is marked."""
+    """The point of an object, and ``where`` it is marked: file and place in it, for messages."""
 
     label: str
     spot: Spot
@@ -26,13 +26,14 @@ class Object(NamedTuple):
 
 @dataclass
 class MarkedImage:
-    """An image with its objects. ``size``: (H, W), None if it is not stated.
+    """An image with its objects. ``size``: (H, W), None if it is not stated; ``where``: it is listed, for messages.
 
     ``tags``: classes that the image is said to hold, beside those of its objects.
     """
 
     file: str
     size: tuple[int, int] | None
+    where: str
     objects: list[Object] = field(default_factory=list)
     tags: set[str] = field(default_factory=set)
 
@@ -48,7 +49,7 @@ class Marked:
         """The points of all images; see ``PointSetBuilder`` for ``class_names``."""
         builder = PointSetBuilder(path, class_names if class_names is not None else self.class_names)
         for image in self.images:
-            row = builder.image(image.file, image.size, where=f"image {image.file!r}")
+            row = builder.image(image.file, image.size, where=image.where)
             for name, (x, y), where, confidence in image.objects:
                 builder.point(row, x, y, name, confidence, where)
         return builder.finish()

@@ -44,10 +44,10 @@ def _read_own(path: Path) -> Marked:
     images = []
     columns = [points.yx.tolist(), points.classes.tolist(), points.scores.tolist()]
     for n, (file, (height, width)) in enumerate(zip(points.files, points.sizes.tolist(), strict=True)):
-        image = MarkedImage(file, (height, width) if height else None)
+        image = MarkedImage(file, (height, width) if height else None, f"{path}: image {file!r}")
         own = zip(*(column[points.rows(n)] for column in columns), strict=True)
         for k, ((y, x), number, score) in enumerate(own, 1):
-            where = f"image {file!r}, point {k}"
+            where = f"{image.where}, point {k}"
             image.objects.append(Object(points.class_names[number], (x, y), where, score))
         images.append(image)
     return Marked(images, points.class_names if path.suffix.lower() == ".json" else None)
