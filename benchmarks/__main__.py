@@ -12,15 +12,17 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import evaluation, inference, pipeline, refinement, stages, step
+from benchmarks import evaluation, inference, pipeline, refinement, scale, stages, step, throughput
 from benchmarks.measure import Row, Settings, describe_machine
 
 BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
     "refinement": refinement.run,
     "step": step.run,
+    "throughput": throughput.run,
     "waits": step.run_waits,
     "memory": step.run_memory,
     "pipeline": pipeline.run,
+    "scale": scale.run,
     "inference": inference.run,
     "stages": stages.run,
     "evaluation": inference.run_evaluation,
@@ -58,6 +60,7 @@ def _line(row: Row) -> str:
     if row.bar is not None:
         bar = f"  {'met' if row.met else 'MISSED'}: bar {'<=' if row.at_most else '>='} {row.bar:g}, limit {row.limit}"
     why = f"  [{row.limited_by}]" if row.limited_by else ""
+    why += f"  next: {row.next_step}" if row.next_step else ""
     return f"  {row.name:<75} {row.value:>10.4g} {row.unit:<12}{bar}{why}"
 
 

@@ -12,20 +12,25 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from bestie_pl.ops import sizes
+
 Key = TypeVar("Key")
 
 WAITING_OPS = {
+    "lift_fresh",  # torch.tensor, copied from the host
     "nonzero",
     "_local_scalar_dense",
     "equal",
@@ -37,7 +42,7 @@ WAITING_OPS = {
     "repeat_interleave",
     "is_nonzero",
 }
-"""Operations whose result, or its size, the host has to wait for on an accelerator."""
+"""Operations that an accelerator and the host wait for one another at."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class Row:
         limit: What cannot be surpassed, in words.
         at_most: Whether the bar is an upper one.
         limited_by: What takes the time or the memory now, from a profile.
+        next_step: What would have to change to come closer to the limit.
     """
 
     name: str
@@ -61,6 +67,7 @@ class Row:
     limit: str = ""
     at_most: bool = True
     limited_by: str = ""
+    next_step: str = ""
 
     @property
     def met(self) -> bool | None:
@@ -104,6 +111,13 @@ def synchronize(device: str) -> None:
 def seconds(run: Callable[[], Any], settings: Settings, *, cpu_time: bool = False, repeats: int | None = None) -> float:
     """Median duration of a call after one call that is not counted; ``cpu_time`` counts processor seconds."""
     return alternating({0: run}, settings, cpu_time=cpu_time, repeats=repeats)[0]
+
+
+def once(run: Callable[[], Any]) -> float:
+    """Duration of a single call on a CPU, for calls that take many seconds."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def alternating(
@@ -182,11 +196,26 @@ def busiest_functions(run: Callable[[], Any], count: int = 3) -> str:
 
 
 class WaitCounter(TorchDispatchMode):
-    """Counts the operations that an accelerator would have to be waited for."""
+    """Counts on a CPU what an accelerator would have to be waited for, in what it would run.
+
+    These are operations whose result the host reads, or whose result's size depends on values, and numbers of the host
+    that become tensors. Tables are made as for an accelerator: see ``bestie_pl.ops.sizes``.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: Counter[str] = Counter()
+        self._others = ExitStack()
+
+    def __enter__(self) -> WaitCounter:
+        self._others.enter_context(patch.object(sizes, "HOSTS", frozenset()))
+        self._others.enter_context(_HostReads(self.waits))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._others.close()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -200,13 +229,28 @@ class WaitCounter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class _HostReads(TorchFunctionMode):
+    """Counts reads of several values at once, which no operation on a CPU stands for."""
+
+    def __init__(self, waits: Counter[str]) -> None:
+        super().__init__()
+        self._waits = waits
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (Tensor.tolist, Tensor.cpu, Tensor.numpy):
+            self._waits[func.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
 def count_waits(run: Callable[[], Any], settings: Settings) -> dict[str, int]:
     """How often a call waits for the device: counted by CUDA itself, on a CPU by the operations that would."""
     run()
     if not settings.cuda:
         with WaitCounter() as counter:
             run()
-        return {name: n for name, n in counter.waits.items() if n}
+        return dict(+counter.waits)
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -214,7 +258,11 @@ def count_waits(run: Callable[[], Any], settings: Settings) -> dict[str, int]:
             run()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    return {"synchronisations": sum("synchroniz" in str(warning.message) for warning in caught)}
+    return dict(Counter(_where(warning) for warning in caught if "synchroniz" in str(warning.message)))
+
+
+def _where(warning: warnings.WarningMessage) -> str:
+    return f"{Path(warning.filename).name}:{warning.lineno}"
 
 
 class MemoryMeter(TorchDispatchMode):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.measure import Row, Settings, busiest, seconds
 from benchmarks.scenes import make_scene
-from benchmarks.step import make_step
+from benchmarks.step import half, make_step
 from bestie_pl.data.samples import collate
 from bestie_pl.data.voc import VOC_CLASSES, VOCDataModule
 from bestie_pl.structures import Recipe
@@ -51,14 +51,9 @@ def run(settings: Settings) -> list[Row]:
         write_photographs(root, count)
         for recipe in ("paper", "release"):
             rows += _recipe(root, recipe, count, batch, size, settings)
-    step = make_step(settings, len(VOC_CLASSES))
+    step = make_step(settings, len(VOC_CLASSES), dtype=half(settings))
     images = torch.rand(batch, 3, size, size, device=settings.device)
-
-    def network() -> None:
-        maps, _ = step.forward(images)
-        torch.autograd.backward([m.float().sum() for m in maps])
-
-    rate = batch / seconds(network, settings, repeats=3)
+    rate = batch / seconds(lambda: step.network_alone(images), settings, repeats=3)
     name = "HRNet-W48 AMP" if settings.cuda else "Lite0"
     rows.append(Row(f"network alone, {name}, {size} px: forward and backward", rate, "images/s"))
     decoding = next(row.value for row in rows if row.name == "paper: decoding, a worker")

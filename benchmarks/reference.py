@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from benchmarks.measure import Stages
-from bestie_pl.structures import Geometry, InstanceMaps
+from bestie_pl.structures import Cues, Geometry, InstanceMaps
 
 Array = NDArray[np.float32]
 Pooling = Literal["torch", "opencv"]
@@ -87,6 +87,29 @@ class PerComponent:
                     with self.stages("targets"):
                         targets = (center[image, own - 1], offset[image], weight[image])
                         self._label(one, probability[image, own], *targets)
+        return Refined(center, offset, weight)
+
+    def transfer(self, classes: NDArray[np.int32], cues: Cues, num_classes: int) -> Refined:
+        """Pseudo labels from image tags: components with exactly one cue of their class, centred at their centroid."""
+        center = np.zeros((len(classes), num_classes, *classes.shape[1:]), np.float32)
+        offset = np.zeros((len(classes), 2, *classes.shape[1:]), np.float32)
+        weight = np.zeros(classes.shape, np.float32)
+        rows, columns = np.mgrid[: classes.shape[1], : classes.shape[2]].astype(np.float32)
+        at = cues.yx.round().long().numpy()
+        for image in range(len(classes)):
+            for own in np.unique(classes[image]):
+                if own == 0:
+                    continue
+                count, numbers = cv2.connectedComponents((classes[image] == own).astype(np.uint8), connectivity=8)
+                mine = at[((cues.image == image) & (cues.classes == int(own) - 1)).numpy()]
+                for number in range(1, count):
+                    mask = numbers == number
+                    if mask.sum() < self.geometry.min_area or mask[mine[:, 0], mine[:, 1]].sum() != 1:
+                        continue
+                    y, x = (int(v.mean()) for v in np.nonzero(mask))
+                    _stamp(center[image, own - 1], y, x, self.geometry)
+                    weight[image][mask] = 1
+                    offset[image, :, mask] = np.stack([y - rows[mask], x - columns[mask]], 1)
         return Refined(center, offset, weight)
 
     def predict(self, maps: InstanceMaps) -> list[tuple[int, int, NDArray[np.bool_], float]]:

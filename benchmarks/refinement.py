@@ -7,18 +7,22 @@ from functools import partial
 
 import torch
 
-from benchmarks.measure import Row, Settings, Stages, alternating, busiest, exponent, seconds
+from benchmarks.measure import Row, Settings, Stages, alternating, busiest, exponent, once, seconds
 from benchmarks.reference import PerComponent, Pooling
 from benchmarks.scenes import Scene, make_scene
-from bestie_pl.ops.grouping import group_pixels
-from bestie_pl.ops.peaks import find_centers, find_peaks, gather_foreground
-from bestie_pl.ops.refinement import refine_from_tags
+from bestie_pl.ops.grouping import Groups, group_pixels
+from bestie_pl.ops.peaks import cluster_centers, find_centers, find_peaks, gather_foreground
+from bestie_pl.ops.refinement import refine_from_points, refine_from_tags
 from bestie_pl.structures import Geometry, LabeledInstances, Recipe
 
 GEOMETRY = Geometry()
 THRESHOLD = 0.3
 RECIPES: tuple[Recipe, ...] = ("paper", "release")
 POOLINGS: tuple[Pooling, ...] = ("torch", "opencv")
+NEXT_STEPS: dict[Recipe, str] = {
+    "paper": "components keep their runs of pixels, from which the list of pixels follows without a search",
+    "release": "the exponential of each class at each pixel remains; probabilities at stride 4 would change the values",
+}
 
 
 def refine(scene: Scene, recipe: Recipe = "paper") -> LabeledInstances:
@@ -36,6 +40,7 @@ def refine(scene: Scene, recipe: Recipe = "paper") -> LabeledInstances:
 def stages(scene: Scene, settings: Settings) -> dict[str, float]:
     """Seconds of each part of ``refine`` with the paper's recipe, and of transfer."""
     clock = Stages(settings.device)
+    shape = scene.semantic.shape
     for _ in range(1 + settings.repeats):
         with clock("components"):
             components = scene.components()
@@ -45,20 +50,29 @@ def stages(scene: Scene, settings: Settings) -> dict[str, float]:
             foreground = gather_foreground(
                 scene.maps, components, min_area=GEOMETRY.min_area, enlargement=scene.enlargement
             )
-        with clock("peaks and clustering"):
-            centers = find_centers(foreground, geometry=GEOMETRY, threshold=THRESHOLD, strict=False, clustering=True)
-        plane = scene.maps.center_heatmap.new_zeros(components.labels.shape)
-        plane.view(-1)[foreground.pixel] = foreground.heat
-        with clock("peaks alone"):
-            find_peaks(plane, components, threshold=THRESHOLD, window=GEOMETRY.peak_window, strict=False)
+        with clock("peaks"):
+            find_peaks(foreground, threshold=THRESHOLD, window=GEOMETRY.peak_window, strict=False)
+        with clock("clustering"):
+            cluster_centers(foreground, geometry=GEOMETRY)
+        centers = find_centers(foreground, geometry=GEOMETRY, threshold=THRESHOLD, strict=False, clustering=True)
         with clock("grouping"):
-            group_pixels(
+            owner = group_pixels(
                 foreground.pixel,
                 foreground.offset,
                 foreground.component,
                 centers,
                 components=len(components.area),
-                size=scene.enlargement.size,
+                size=(shape[1], shape[2]),
+            )
+        with clock("targets"):
+            groups = Groups.of(foreground.pixel, owner, centers)
+            component = centers.component[groups.center]
+            groups.label(
+                shape,
+                image=components.image[component],
+                classes=components.classes[component],
+                center_yx=centers.yx[groups.center],
+                weight=centers.score[groups.center],
             )
         with clock("all but transfer, as one call"):
             refine(scene)
@@ -73,23 +87,33 @@ def run(settings: Settings) -> list[Row]:
     rows: list[Row] = []
     scenes = {classes: make(classes) for classes in (20, 80, 200)}
     if not settings.cuda:
-        rows += _against_loop(scenes[20], settings)
+        for classes in (20, 80):
+            rows += _against_loop(scenes[classes], classes, settings)
     for recipe in RECIPES:
         calls = {classes: partial(refine, scene, recipe) for classes, scene in scenes.items()}
         taken = alternating(calls, settings)
         why = busiest(lambda r=recipe: refine(scenes[80], r), settings)
         rows += [Row(f"{recipe} recipe, C={classes}", value, "s") for classes, value in taken.items()]
-        rows.append(Row(f"{recipe} recipe: C=80 against C=20", taken[80] / taken[20], "x", 1.2, "1.0", True, why))
+        grown = taken[80] / taken[20]
+        name = f"{recipe} recipe: C=80 against C=20"
+        rows.append(Row(name, grown, "x", 1.2, "1.0", True, why, NEXT_STEPS[recipe]))
         if not settings.cuda:
             rows.append(_processor_seconds(scenes[20], recipe, settings))
+    rows.append(Row("points, C=20", seconds(lambda: _refine_from_points(scenes[20]), settings), "s"))
     for name, some in (("few components", make(20)), ("many components", make(20, fragments=60))):
         rows.append(Row(f"{name}, number", len(some.components().area) - 1, "components"))
         rows += [Row(f"{name}, {stage}", value, "s") for stage, value in stages(some, settings).items()]
     for present in (1, 2, 3, 4):
         some = make(20, present=present)
-        taken = seconds(lambda s=some: refine(s), settings)
-        rows.append(Row(f"{present} present classes", taken, "s"))
+        taken_ = seconds(lambda s=some: refine(s), settings)
+        rows.append(Row(f"{present} present classes", taken_, "s"))
     return rows
+
+
+def _refine_from_points(scene: Scene) -> LabeledInstances:
+    return refine_from_points(
+        scene.maps.offset_field, scene.classes, scene.cues, recipe="paper", enlargement=scene.enlargement
+    )
 
 
 def _processor_seconds(scene: Scene, recipe: Recipe, settings: Settings) -> Row:
@@ -97,27 +121,35 @@ def _processor_seconds(scene: Scene, recipe: Recipe, settings: Settings) -> Row:
     torch.set_num_threads(1)
     used = seconds(lambda: refine(scene, recipe), settings, cpu_time=True)
     torch.set_num_threads(settings.threads)
-    return Row(f"{recipe} recipe: CPU seconds a batch, one thread", used, "s", 0.25, "0.05", True, why)
+    name = f"{recipe} recipe: CPU seconds a batch, one thread"
+    return Row(name, used, "s", 0.25, "0.05", True, why, NEXT_STEPS[recipe])
 
 
-def _against_loop(scene: Scene, settings: Settings) -> list[Row]:
+def _against_loop(scene: Scene, classes: int, settings: Settings) -> list[Row]:
     """The same batch with the loop over components; its maps are enlarged beforehand, which is not counted."""
-    large, classes = scene.large(), scene.classes.numpy()
+    large, tagged = scene.large(), scene.classes.numpy()
     why = busiest(lambda: refine(scene, "release"), settings)
     own = alternating({recipe: partial(refine, scene, recipe) for recipe in RECIPES}, settings)
     rows = []
     for pooling in POOLINGS:
         loop = PerComponent(GEOMETRY, THRESHOLD, pooling)
-        taken = seconds(lambda loop=loop: loop.refine(large, classes), settings, repeats=1)
-        name = f"faster than the loop over components, its maximum by {pooling}"
+        taken = once(lambda loop=loop: loop.refine(large, tagged))
+        name = f"C={classes}: faster than the loop over components, its maximum by {pooling}"
         # only the release recipe computes exactly what the loop does
-        bar = 40 if pooling == "torch" else None
-        rows.append(
-            Row(f"{name}: release recipe", taken / own["release"], "x", bar, "reading the maps once", False, why)
-        )
+        bar = 40 if pooling == "torch" and classes == 20 else None
+        gain = taken / own["release"]
+        limit = "reading the maps once"
+        rows.append(Row(f"{name}: release recipe", gain, "x", bar, limit, False, why, NEXT_STEPS["release"]))
         rows.append(Row(f"{name}: paper recipe", taken / own["paper"], "x"))
-        rows += [Row(f"loop, {pooling}, {stage}", value, "s") for stage, value in loop.stages.medians().items()]
-    return rows
+        parts = loop.stages.medians()
+        rows += [Row(f"C={classes}: loop, {pooling}, {stage}", value, "s") for stage, value in parts.items()]
+    loop = PerComponent(GEOMETRY, THRESHOLD)
+    taken = once(lambda: loop.transfer(tagged, scene.cues, classes))
+    components = scene.components()
+    own_transfer = seconds(lambda: scene.pseudo(scene.components()), settings)
+    rows.append(Row(f"C={classes}: components and transfer, faster than the loop", taken / own_transfer, "x"))
+    alone = seconds(lambda: scene.pseudo(components), settings)
+    return [*rows, Row(f"C={classes}: transfer alone", alone, "s")]
 
 
 def run_growth(settings: Settings) -> list[Row]:

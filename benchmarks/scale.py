@@ -27,14 +27,14 @@ from bestie_pl.data.files import ImageFiles, open_image
 from bestie_pl.data.folder import FolderDataModule
 from bestie_pl.data.samples import Split, TrainingSamples, to_tensor
 from bestie_pl.data.truth import COCOTruth
-from bestie_pl.data.voc import VOC_CLASSES, VOCDataModule
+from bestie_pl.data.voc import VOCDataModule
 
 COCO_IMAGES, COCO_ANNOTATIONS, COCO_VAL_IMAGES = 118_287, 860_001, 5_000
 """Of ``instances_train2017.json`` and ``instances_val2017.json``."""
 COCO_CATEGORY_IDS = [number for number in range(1, 91) if number not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
 MANY_IMAGES, MANY_CLASSES = 1_700_000, 600
 """About those of OpenImages."""
-FEW = 1_000
+FEW = 5_000
 """Images that a worker has read when its memory is looked at first, and images of the sets that are profiled."""
 POINTS_STEP = 8
 """Of every so many images a worker reads the points: each page of their columns is read so, too."""
@@ -80,7 +80,7 @@ def write_coco(root: Path, images: int) -> None:
 
 
 def write_folder(root: Path, images: int) -> None:
-    """``tags.csv`` with 1 to 6 of 600 classes an image, and ``points.csv`` with a point of each on every other image."""
+    """``tags.csv`` with 1 to 6 of 600 classes an image; ``points.csv`` with a point of each on every other image."""
     random = np.random.default_rng(1)
     for folder in ("images", "maps"):
         (root / folder).mkdir(parents=True)
@@ -101,10 +101,9 @@ def write_folder(root: Path, images: int) -> None:
 
 def write_voc(root: Path, images: int) -> None:
     """The release's list of a split with 1 or 2 of VOC's classes an image, and VOC's own list."""
-    for folder in ("JPEGImages", "ImageSets/Segmentation", *("WSSS_maps", "Center_points")):
+    folders = ("JPEGImages", "WSSS_maps", "Center_points", "SegmentationClass", "SegmentationObject")
+    for folder in (*folders, "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
-    for folder in ("SegmentationClass", "SegmentationObject"):
-        (root / folder).mkdir()
     names = [f"{2007 + n % 6}_{n:07d}" for n in range(images)]
     for split, own in (("train_aug", names), ("val", names[:1])):
         lines = (f"{name} {n % 20} {n % 7}\n" if n % 3 else f"{name} {n % 20}\n" for n, name in enumerate(own))
@@ -155,30 +154,32 @@ KINDS = (
 def run(settings: Settings) -> list[Row]:
     """Index files, then decoding."""
     rows: list[Row] = []
+    # a process for each opening, so that nothing else has left its mark on its memory
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     for kind in KINDS:
         count = kind.images // 100 if settings.quick else kind.images
         with tempfile.TemporaryDirectory() as folder:
             kind.write(Path(folder) / "large", count)
             kind.write(Path(folder) / "small", FEW)
-            # processes of their own: nothing but this opening has left its mark on their memory
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+            with ProcessPoolExecutor(1, context, torch.set_num_threads, (1,)) as fresh:
                 opening = fresh.submit(measure_opening, kind, f"{folder}/large").result()
                 why = fresh.submit(profile_opening, kind, f"{folder}/small").result()
         name = f"{count:,} images, {kind.name}"
-        rows.append(Row(f"{name}: opening", opening.seconds, "s", kind.bar, "-", limited_by=why))
+        rows.append(Row(f"{name}: opening, CPU seconds", opening.seconds, "s", kind.bar, "-", limited_by=why))
         if SHARING.exists():
             rows += [
                 Row(f"{name}: most memory while opening", opening.peak, "MB"),
                 Row(f"{name}: memory of the index", opening.kept, "MB"),
                 Row(f"{name}: of it a worker's own after reading all of it", opening.private, "MB", 50, "0"),
-                Row(f"{name}: the same with names and images as Python lists", opening.private_lists, "MB"),
+                Row(f"{name}: the same if names and paths were Python lists", opening.private_lists, "MB"),
             ]
     return rows + _decoding(settings)
 
 
 @dataclass(frozen=True)
 class Opening:
-    """Seconds, and MB: the most in use, what stays in use, and what of it a worker copies, also with lists."""
+    """CPU seconds, and MB: the most in use, what stays in use, and what of it a worker copies; that of lists, too."""
 
     seconds: float
     peak: float
@@ -199,8 +200,10 @@ def measure_opening(kind: Kind, root: str) -> Opening:
     gc.collect()
     kept = _memory("VmRSS:", STATUS) - before
     split = cast(TrainingSamples, data.datasets["train"]).split
-    lists = Split(list(split.names), list(split.names))  # type: ignore[arg-type]
-    return Opening(taken, peak, kept, *(_private_growth(some) for some in (split, lists)))
+    names = list(split.names)
+    images = names if isinstance(split.images, ImageFiles) else list(split.images)
+    lists = Split(names, images)  # type: ignore[arg-type]
+    return Opening(taken, peak, kept, _private_growth(split), _private_growth(lists))
 
 
 def profile_opening(kind: Kind, root: str) -> str:
@@ -209,13 +212,15 @@ def profile_opening(kind: Kind, root: str) -> str:
 
 
 def _memory(what: str, path: Path) -> float:
-    """MB of this process, 0 where the system does not tell."""
+    """MB of this process: the sum of the lines that begin so; 0 where the system does not tell."""
     lines = path.read_text().splitlines() if path.exists() else []
-    return sum(int(line.split()[1]) for line in lines if line.startswith(what)) / 1e3
+    return sum(int(line.split()[1]) for line in lines if line.startswith(what)) * 1024 / 1e6
 
 
 def _private_growth(split: Split) -> float:
     """MB that a worker process comes to own by reading all of a split instead of little of it."""
+    if not SHARING.exists():
+        return 0.0
     loader = DataLoader(_Reading(split), batch_size=None, num_workers=1, multiprocessing_context="fork")
     little, everything = (float(private) for private in loader)
     return everything - little
@@ -282,7 +287,7 @@ def _decoding(settings: Settings) -> list[Row]:
     return [
         Row(f"{name}: Pillow alone", count / taken["Pillow"], "images/s"),
         Row(f"{name}: images as tensors", count / taken["image"], "images/s"),
-        Row(f"{name}: images as tensors, against Pillow", taken["Pillow"] / taken["image"], "x", 0.8, "1", False),
+        Row(f"{name}: images as tensors, against Pillow", taken["Pillow"] / taken["image"], "x", 0.8, "-", False),
         Row(f"{name}: training samples with map and cues", count / taken["sample"], "images/s", limited_by=why),
         Row(f"{name}: training samples, against Pillow reading image and map", both / taken["sample"], "x"),
     ]

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Row, Settings, Stages, busiest, count_waits, peak_bytes, seconds
+from benchmarks.measure import Row, Settings, Stages, count_waits, peak_bytes
 from benchmarks.scenes import Scene, make_scene
 from bestie_pl.data.shapes import ShapesDataModule
 from bestie_pl.models.bestie import BestieModel
 from bestie_pl.ops.components import label_components, tagged_classes
 from bestie_pl.ops.losses import total_loss
-from bestie_pl.ops.refinement import refine_from_tags
+from bestie_pl.ops.refinement import refine_from_points, refine_from_tags
 from bestie_pl.ops.sampling import Enlargement
 from bestie_pl.ops.transfer import transfer
 from bestie_pl.structures import Batch, Geometry, InstanceMaps, LabeledInstances
@@ -31,34 +31,48 @@ class Step:
     Args:
         model: On its device.
         geometry: Of labels.
-        half: Whether the network runs in half precision.
+        dtype: Half precision that the network runs in; None for float32.
         sampled: Whether losses and refinement read the maps as they leave the network, or enlarged ones.
+        plain: Whether the network's activations are laid out channels first, as torch does by itself.
     """
 
     model: BestieModel
     geometry: Geometry
-    half: bool = False
+    dtype: torch.dtype | None = None
     sampled: bool = True
+    plain: bool = False
 
     def __post_init__(self) -> None:
         device = next(self.model.parameters()).device.type
         self.optimizer = torch.optim.Adam(self.model.parameters(), 5e-5, fused=device == "cuda")
-        self.autocast = torch.autocast(device, torch.bfloat16) if self.half else nullcontext()
+        self.scaler = torch.amp.GradScaler(device, enabled=self.dtype == torch.float16)
+        self.autocast = torch.autocast(device, self.dtype) if self.dtype else nullcontext()
+        if self.plain:
+            self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
     def label(self, semantic: Tensor, tags: Tensor, cues: Any) -> tuple[Any, LabeledInstances]:
         """Components and pseudo labels."""
         components = label_components(tagged_classes(semantic, tags))
         return components, transfer(components, cues, supervision="tags", recipe="paper", geometry=self.geometry)
 
+    def network(self, images: Tensor) -> InstanceMaps:
+        """The maps at stride 4."""
+        with self.autocast:
+            if self.plain:  # sizes are multiples of 32 here
+                return self.model.network((images - self.model.mean) / self.model.std)  # type: ignore[no-any-return]
+            return self.model(images)  # type: ignore[no-any-return]
+
+    def network_alone(self, images: Tensor) -> None:
+        """Forward and backward without labels, losses and optimiser."""
+        maps = self.network(images)
+        torch.autograd.backward([m.float().sum() for m in maps])
+        self.optimizer.zero_grad()
+
     def forward(self, images: Tensor) -> tuple[InstanceMaps, Enlargement | None]:
         """The maps that losses and refinement read, and how they are read."""
-        with self.autocast:
-            maps = self.model(images)
-        size = (images.shape[-2], images.shape[-1])
-        if not self.sampled:
-            return self.model.enlarge(maps, size), None
-        h, w = maps.offset_field.shape[-2:]
-        return maps, Enlargement(size, (4 * h, 4 * w), self.model.align_corners)
+        maps = self.network(images)
+        enlargement = self.model.enlargement(maps, (images.shape[-2], images.shape[-1]))
+        return (maps, enlargement) if self.sampled else (enlargement.all(maps), None)
 
     def refine(self, maps: InstanceMaps, components: Any, enlargement: Enlargement | None) -> LabeledInstances:
         """Refined labels."""
@@ -97,20 +111,33 @@ class Step:
         with stages("losses"):
             loss = self.losses(maps, semantic, pseudo, refined, enlargement)
         with stages("backward"):
-            loss.backward()
+            self.scaler.scale(loss).backward()
         with stages("optimiser"):
-            self.optimizer.step()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
             self.optimizer.zero_grad()
 
 
-def make_step(settings: Settings, num_classes: int = 5, *, sampled: bool = True) -> Step:
-    """HRNet-W48 in half precision on a GPU, EfficientNet-Lite0 on a CPU."""
+def make_step(
+    settings: Settings,
+    num_classes: int = 5,
+    *,
+    dtype: torch.dtype | None = None,
+    sampled: bool = True,
+    plain: bool = False,
+) -> Step:
+    """HRNet-W48 on a GPU, EfficientNet-Lite0 on a CPU."""
     torch.manual_seed(0)
     if settings.cuda:
         model = BestieModel(num_classes, "hrnet_w48", "heads").cuda()
-        return Step(model, Geometry(), half=True, sampled=sampled)
+        return Step(model, Geometry(), dtype, sampled, plain)
     model = BestieModel(num_classes, "tf_efficientnet_lite0", "pyramid")
-    return Step(model, Geometry(min_area=200).scaled(0.25), sampled=sampled)
+    return Step(model, Geometry(min_area=200).scaled(0.25), dtype, sampled, plain)
+
+
+def half(settings: Settings) -> torch.dtype | None:
+    """What networks are trained in: bfloat16 on a GPU."""
+    return torch.bfloat16 if settings.cuda else None
 
 
 def run(settings: Settings) -> list[Row]:
@@ -119,7 +146,7 @@ def run(settings: Settings) -> list[Row]:
     network = "HRNet-W48, 416 px, AMP" if settings.cuda else "Lite0, 128 px"
     for sampled in (False, True):
         classes = 20 if settings.cuda else 5
-        step = make_step(settings, classes, sampled=sampled)
+        step = make_step(settings, classes, dtype=half(settings), sampled=sampled)
         clock = Stages(settings.device)
         for images, semantic, tags, cues in _batches(settings, classes, 1 + settings.repeats, clock):
             step(images, semantic, tags, cues, clock)
@@ -130,14 +157,18 @@ def run(settings: Settings) -> list[Row]:
         rows += [Row(f"{network}, {how}: {name}", value, "s") for name, value in parts.items()]
         share = 100 * parts["refinement"] / whole
         bar = 5.0 if settings.cuda and sampled else None
-        rows.append(Row(f"{network}, {how}: refinement's share of the step", share, "%", bar, "0 %"))
-        alone = parts["forward"] + parts["backward"] + parts["optimiser"]
-        bar = 92.0 if settings.cuda and sampled else None
+        most = max(parts, key=lambda name: parts[name])
         rows.append(
-            Row(f"{network}, {how}: throughput against network alone", 100 * alone / whole, "%", bar, "100 %", False)
+            Row(
+                f"{network}, {how}: refinement's share of the step",
+                share,
+                "%",
+                bar,
+                "0 %",
+                limited_by=f"most of the step is {most}, {100 * parts[most] / whole:.0f} %",
+                next_step="refinement in a CUDA graph: its tables have a fixed size, and launching it takes longest",
+            )
         )
-    if settings.cuda:
-        rows += _throughput(settings)
     return rows
 
 
@@ -178,40 +209,6 @@ def _batches(
                 made += 1
 
 
-def _throughput(settings: Settings) -> list[Row]:
-    """Crops a second of the whole step on a GPU, against float32, NCHW, eager, with enlarged maps."""
-    scene = make_scene(20, device="cuda")
-    images = torch.rand(16, 3, 416, 416, device="cuda")
-
-    def rate(step: Step) -> float:
-        return 16 / seconds(lambda: step(images, scene.semantic, scene.tags, scene.cues, _SILENT), settings, repeats=20)
-
-    fast = make_step(settings, 20)
-    own = rate(fast)
-    why = busiest(lambda: fast(images, scene.semantic, scene.tags, scene.cues, _SILENT), settings, 6)
-    plain = make_step(settings, 20, sampled=False)
-    plain.half, plain.autocast = False, nullcontext()
-    plain.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    matrix = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    base = rate(plain)
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matrix
-    return [
-        Row("HRNet-W48: crops a second with refinement", own, "1/s", 222, "measured matrix rate", False, why),
-        Row("HRNet-W48: against float32, NCHW, eager", own / base, "x", 3, "measured matrix rate", False, why),
-    ]
-
-
-class _Silent(Stages):
-    """No clock and no waiting."""
-
-    def __call__(self, name: str) -> Any:
-        return nullcontext()
-
-
-_SILENT = _Silent()
-
-
 def run_waits(settings: Settings) -> list[Row]:
     """Row 3: how often labels, refinement and losses wait for the device."""
     scene = make_scene(20, batch=2 if settings.quick else 16, device=settings.device)
@@ -226,14 +223,22 @@ def run_waits(settings: Settings) -> list[Row]:
     parts = {
         "labels": count_waits(lambda: step.label(scene.semantic, scene.tags, scene.cues), settings),
         "refinement": count_waits(lambda: step.refine(maps, components, scene.enlargement), settings),
+        "refinement, points": count_waits(lambda: _refine_from_points(scene), settings),
         "losses": count_waits(losses, settings),
     }
     total = sum((Counter(parts[name]) for name in ("labels", "refinement")), Counter())
     why = ", ".join(f"{name} {n}" for name, n in total.most_common())
-    rows = [Row("labels and refinement: waits a step", sum(total.values()), "", 2, "0", True, why)]
+    then = "tables stay as large as guessed, and are looked at after the step"
+    rows = [Row("labels and refinement: waits a step", sum(total.values()), "", 2, "0", True, why, then)]
     return rows + [
         Row(f"{part}: {name}", value, "") for part, counts in parts.items() for name, value in counts.items()
     ]
+
+
+def _refine_from_points(scene: Scene) -> LabeledInstances:
+    return refine_from_points(
+        scene.maps.offset_field, scene.classes, scene.cues, recipe="paper", enlargement=scene.enlargement
+    )
 
 
 def run_memory(settings: Settings) -> list[Row]:
@@ -248,25 +253,24 @@ def run_memory(settings: Settings) -> list[Row]:
             for classes in (20, 80, 200):
                 model = BestieModel(classes, backbone, decoder).to(settings.device)  # type: ignore[arg-type]
                 scene = make_scene(classes, batch=batch, size=size, device=settings.device)
-                step = Step(model, Geometry(), half=settings.cuda, sampled=sampled)
+                step = Step(model, Geometry(), half(settings), sampled)
                 peaks[classes] = peak_bytes(lambda s=step, c=scene: _train(s, c), settings)
-                alone = peak_bytes(lambda s=step, c=scene: _run_network(s, c), settings) / peaks[classes]
+                alone = peak_bytes(lambda s=step, c=scene: s.network_alone(_images(c)), settings) / peaks[classes]
                 del model, step, scene
             why = f"the network alone takes {100 * alone:.0f} % at C=200"
             how = "maps read at stride 4" if sampled else "enlarged maps"
             name = f"{backbone}, batch {batch}, {size} px, {how}"
             rows += [Row(f"{name}: C={classes}", value / 2**20, "MiB") for classes, value in peaks.items()]
             bar = 1.15 if sampled else None
-            rows.append(Row(f"{name}: C=80 against C=20", peaks[80] / peaks[20], "x", bar, "1.0", True, why))
+            then = "losses of the heads' half precision maps without their copies in float32"
+            rows.append(Row(f"{name}: C=80 against C=20", peaks[80] / peaks[20], "x", bar, "1.0", True, why, then))
             rows.append(Row(f"{name}: C=200 against C=20", peaks[200] / peaks[20], "x"))
     return rows
 
 
 def _train(step: Step, scene: Scene) -> None:
-    size = scene.enlargement.size
-    images = torch.zeros(len(scene.semantic), 3, *size, device=scene.semantic.device)
     components, pseudo = step.label(scene.semantic, scene.tags, scene.cues)
-    maps, enlargement = step.forward(images)
+    maps, enlargement = step.forward(_images(scene))
     # labelled pixels as those of the scene, whatever an untrained network says
     refined = step.refine(scene.maps, components, scene.enlargement)
     step.losses(maps, scene.semantic, pseudo, refined, enlargement).backward()
@@ -274,10 +278,5 @@ def _train(step: Step, scene: Scene) -> None:
     step.optimizer.zero_grad()
 
 
-def _run_network(step: Step, scene: Scene) -> None:
-    images = torch.zeros(len(scene.semantic), 3, *scene.enlargement.size, device=scene.semantic.device)
-    with step.autocast:
-        maps = step.model(images)
-    torch.autograd.backward([m.float().sum() for m in maps])
-    step.optimizer.step()
-    step.optimizer.zero_grad()
+def _images(scene: Scene) -> Tensor:
+    return torch.zeros(len(scene.semantic), 3, *scene.enlargement.size, device=scene.semantic.device)

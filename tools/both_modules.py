@@ -19,7 +19,7 @@ from bestie_pl.data.coco import read_categories
 from bestie_pl.modules.callbacks import environment
 
 STEPS = 200
-COMMON = {"supervision": "points", "batch_size": 8, "crop_size": 160, "num_workers": 0}
+COMMON = {"supervision": "points", "batch_size": 8, "crop_size": 128, "num_workers": 0}
 SETS: dict[str, dict[str, Any]] = {
     # as configs/nuclei/points.yaml
     "nuclei": {"semantic_dir": "semantic", "image_scale": 2.0, "object_scale": 0.25, "min_area": 250, "dihedral": True},

@@ -35,7 +35,7 @@ SETTINGS = ("recipe", "mirror", "test_scales", "average_offsets", "oracle", "ref
 def main() -> None:
     """Test each checkpoint in each way and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kinds", nargs="+", default=["full", "tags"], choices=("full", "points", "tags"))
+    parser.add_argument("--kinds", nargs="+", default=["full", "points", "tags"], choices=("full", "points", "tags"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--data", default="data/plain_shapes", help="folder of the generated data set")
     parser.add_argument("--runs", type=Path, default=Path("runs/tags"), help="folder of the trainings")

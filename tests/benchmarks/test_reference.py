@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +15,9 @@ from benchmarks.reference import PerComponent, Pooling
 from benchmarks.scenes import make_scene
 from bestie_pl.ops.heatmaps import center_heatmap, offset_field, weight_map
 from bestie_pl.ops.instances import find_instances
-from bestie_pl.ops.refinement import refine_from_tags
-from bestie_pl.structures import Geometry
+from bestie_pl.ops.refinement import refine_from_points, refine_from_tags
+from bestie_pl.ops.transfer import transfer
+from bestie_pl.structures import Geometry, Recipe
 
 GEOMETRY = Geometry(sigma=2, peak_window=13, min_area=12, cluster_distance=30)
 
@@ -31,6 +36,18 @@ def test_reference_refines_as_the_release_recipe(pooling: Pooling, fragments: in
     assert (labels.area > 0).sum() > 5
     assert np.array_equal(offset_field(labels).numpy(), expected.offset)
     np.testing.assert_allclose(weight_map(labels).numpy(), expected.weight, atol=1e-5)
+    heat = center_heatmap(labels.peaks, expected.center.shape, GEOMETRY.sigma, GEOMETRY.gaussian_reach)
+    np.testing.assert_allclose(heat.numpy(), expected.center, atol=1e-6)
+
+
+@pytest.mark.parametrize("fragments", [2, 20])
+def test_reference_transfers_as_the_library(fragments: int) -> None:
+    scene = make_scene(6, batch=4, size=120, instances=5, fragments=fragments, seed=5)
+    expected = PerComponent(GEOMETRY, 0.3).transfer(scene.classes.numpy(), scene.cues, 6)
+    labels = transfer(scene.components(), scene.cues, supervision="tags", recipe="release", geometry=GEOMETRY)
+    assert 2 < (labels.area > 0).sum() < len(labels.area) - 1
+    assert np.array_equal(offset_field(labels).numpy(), expected.offset)
+    assert np.array_equal(weight_map(labels).numpy(), expected.weight)
     heat = center_heatmap(labels.peaks, expected.center.shape, GEOMETRY.sigma, GEOMETRY.gaussian_reach)
     np.testing.assert_allclose(heat.numpy(), expected.center, atol=1e-6)
 
@@ -76,8 +93,34 @@ def test_operations_that_wait_are_counted() -> None:
         values.nonzero()
         values[values > 1]
         values[values.flip(0)]
+        values[2] = 5
         int(values.max())
-    assert dict(counter.waits) == {"nonzero": 1, "index by a mask": 1, "_local_scalar_dense": 1}
+        values.tolist()
+    found = {"nonzero": 1, "index by a mask": 1, "lift_fresh": 1, "_local_scalar_dense": 1, "tolist": 1}
+    assert dict(+counter.waits) == found
+    values.tolist()
+    assert dict(+counter.waits) == found
+
+
+def test_labels_and_refinement_wait_once_each() -> None:
+    scene = make_scene(6, batch=4, size=120, instances=5, fragments=20, seed=5)
+
+    def waits(run: Callable[[], object]) -> dict[str, int]:
+        with WaitCounter() as counter:
+            run()
+        return dict(+counter.waits)
+
+    def label() -> None:
+        transfer(scene.components(), scene.cues, supervision="tags", recipe="paper", geometry=GEOMETRY)
+
+    with WaitCounter():
+        components = scene.components()
+    assert waits(label) == {"tolist": 1}
+    for recipe in get_args(Recipe):
+        by_tags = partial(refine_from_tags, scene.maps, components, geometry=GEOMETRY, recipe=recipe)
+        by_points = partial(refine_from_points, scene.maps.offset_field, scene.classes, scene.cues, recipe=recipe)
+        for refine in (by_tags, by_points):
+            assert waits(partial(refine, enlargement=scene.enlargement)) == {"tolist": 1}
 
 
 def test_growth_in_proportion_has_exponent_1() -> None:

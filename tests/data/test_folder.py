@@ -343,6 +343,7 @@ def test_the_releases_recipe_needs_points_everywhere(folder: Path) -> None:
 # ---------------------------------------------------------------- errors
 
 
+@pytest.mark.filterwarnings("ignore:Not weakly supervised")
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -8,7 +8,11 @@ import torch
 from PIL import Image
 from pycocotools import mask as rle
 
+from bestie_pl.data.samples import collate
 from bestie_pl.data.voc import VOC_CLASSES, VOCDataModule
+from bestie_pl.metrics.semantic import SemanticIoU
+from bestie_pl.metrics.voc import VOCInstanceAP
+from bestie_pl.structures import Instances
 
 
 def tags_of(data: VOCDataModule) -> list[list[int]]:
@@ -45,8 +49,11 @@ def test_split_list_of_voc_goes_before_the_release_list(voc_folder):
     with pytest.raises(ValueError, match="train_cls.txt: the image b9 of the split is missing"):
         VOCDataModule(str(voc_folder), train_split="train").setup("fit")
     with pytest.raises(
-        FileNotFoundError, match=r"no list of the split 'train_aug': neither .*train_aug.txt nor .*_cls"
+        FileNotFoundError, match=r"no list of the split 'mine': neither .*/mine.txt nor .*/mine_cls.txt"
     ):
+        VOCDataModule(str(voc_folder), train_split="mine").setup("fit")
+    (voc_folder / "train_cls.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"neither .*/train_aug.txt nor .*/train_aug_cls.txt exists"):
         VOCDataModule(str(voc_folder)).setup("fit")
 
 
@@ -87,6 +94,91 @@ def test_tags_from_the_four_sources(voc_folder):
         ValueError, match=r"dog_train.txt line 1: found 'a0 yes'; expected an image name and 1, 0 or -1"
     ):
         read()
+
+
+def test_splits_of_voc_2012_by_their_files(voc_folder):
+    """``train`` (1,464 images) and ``val`` (1,449) are VOC's lists, ``train_aug`` (10,582) comes with the release."""
+    lists = voc_folder / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("a1\na4\n")
+    (lists / "val.txt").write_text("a5\na0\n")
+    (voc_folder / "val_cls.txt").write_text("a0 0\na5 1\n")
+    (voc_folder / "train_cls.txt").write_text("a4 1\na2 0\na1 0 1\na3\n")
+
+    def split(name: str) -> tuple[list[str], list[list[int]]]:
+        opened = VOCDataModule(str(voc_folder), predict_split=name).open_split("predict")
+        return list(opened.names), [row.nonzero().flatten().tolist() for row in opened.tags]
+
+    assert split("train") == (["a1", "a4"], [[0, 1], [1]])  # tags from the longer list
+    assert split("val") == (["a5", "a0"], [[1], [0]])
+    whole = ["a4", "a2", "a1", "a3"], [[1], [0], [0, 1], []]
+    assert split("train_aug") == whole
+    # who made the list of a split for himself means that one
+    (voc_folder / "train_aug_cls.txt").write_text("a3 1\n")
+    assert split("train_aug") == (["a3"], [[1]])
+    (lists / "train_aug.txt").write_text("a4\na1\n")
+    with pytest.raises(ValueError, match="train_aug_cls.txt: the image a4 of the split is missing"):
+        split("train_aug")
+    (voc_folder / "train_aug_cls.txt").unlink()
+    assert split("train_aug") == (["a4", "a1"], [[1], [0, 1]])
+
+
+def test_difficult_objects_are_objects(voc_folder):
+    """VOC's detection task leaves them out; the segmentation task has no such flag."""
+    objects = "".join(f"<object><name>{name}</name><difficult>1</difficult></object>" for name in ("cat", "cat", "dog"))
+    (voc_folder / "Annotations").mkdir()
+    for n in range(5):
+        (voc_folder / "Annotations" / f"a{n}.xml").write_text(f"<annotation>{objects}</annotation>")
+    (voc_folder / "val_cls.txt").rename(voc_folder / "val.txt")
+    (voc_folder / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (voc_folder / "val.txt").rename(voc_folder / "ImageSets" / "Segmentation" / "val.txt")
+    data = VOCDataModule(str(voc_folder))
+    data.setup("validate")
+    sample = data.datasets["val"][0]
+    assert sample.tags.tolist() == [True, True]
+    assert sample.references.classes.tolist() == [0, 0, 1] and sample.references.crowd is None
+
+
+def test_borders_belong_to_no_object(voc_folder):
+    """A mask that covers the border around a cat of 10 x 10 px has 12 x 12, and the overlap 100 / 144."""
+    size = (40, 60)
+    objects, inside = np.full(size, 0, np.uint8), np.full(size, 0, np.uint8)
+    objects[4:16, 4:16] = 255
+    objects[5:15, 5:15] = inside[5:15, 5:15] = 1
+    for folder in ("SegmentationObject", "SegmentationClass"):
+        Image.fromarray(objects).save(voc_folder / folder / "a0.png")
+    data = VOCDataModule(str(voc_folder))
+    data.setup("validate")
+    sample = data.datasets["val"][0]
+
+    def scores(mask: np.ndarray) -> dict[str, float]:
+        found = Instances((rle.encode(np.asfortranarray(mask)),), torch.tensor([0]), torch.tensor([0.9]), size)
+        metric = VOCInstanceAP(2)
+        metric.update([found], [sample.references], ["a0"])
+        result = metric.compute()
+        return {name: float(result[name]) for name in ("map50", "map70")}
+
+    assert scores(inside) == {"map50": 1, "map70": 1}
+    assert scores((objects > 0).astype(np.uint8)) == {"map50": 1, "map70": 0}
+
+    # mean IoU does not see the border
+    semantic = SemanticIoU(2)
+    semantic.update(torch.from_numpy((objects > 0).astype(np.uint8)), sample.semantic_reference)
+    assert semantic.compute()["per_class"][:2].tolist() == [1, 1]
+
+
+def test_borders_teach_nothing_and_separate_regions(voc_folder):
+    values = np.zeros((40, 60), np.uint8)
+    values[5:25, 5:16] = 1
+    values[5:25, 10] = 255
+    Image.fromarray(values).save(voc_folder / "WSSS_maps" / "a0.png")
+    (voc_folder / "Center_points" / "a0.txt").write_text("7 10 0 1\n13 10 0 1\n")
+    (voc_folder / "train_cls.txt").write_text("a0 0\n")
+    data = VOCDataModule(str(voc_folder), train_split="train", crop_size=200, scale_range=(1, 1), num_workers=0)
+    data.setup("fit")
+    batch = data.on_after_batch_transfer(collate([data.datasets["train"][0]]), 0)
+    assert sorted(batch.pseudo.area[batch.pseudo.area > 0].tolist()) == [100, 100]
+    assert int((batch.semantic != 255).sum()) == 40 * 60 - 20
 
 
 def test_objects_and_their_classes(voc_folder):

@@ -397,9 +397,8 @@ def test_a_padded_image_is_seen_as_it_is_alone(
     maps, _ = seen(beside, "paper", mirror, [scale])
     height, width = size[0]
     for ours, theirs in zip(maps, expected, strict=True):
-        assert torch.allclose(
-            ours[..., : height - 16, : width - 16], theirs[..., : height - 16, : width - 16], atol=1e-3
-        )
+        inside = (..., slice(height - 16), slice(width - 16))
+        assert torch.allclose(ours[inside], theirs[inside], rtol=0, atol=1e-4 if scale == 1 else 0.05)
 
 
 @pytest.mark.parametrize("recipe", ["paper", "release"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 
 from bestie_pl.data.shapes import ShapesDataModule
-from bestie_pl.modules.peak_attention import PeakAttentionModule
+from bestie_pl.modules.peak_attention import ActivationPrediction, PeakAttentionModule
 from bestie_pl.ops.cues import activation_planes, find_cues, smooth
 from bestie_pl.structures import Batch, Cues
 
@@ -196,6 +196,24 @@ def test_mirroring_an_image_mirrors_its_maps() -> None:
     assert torch.allclose(plain, mirrored.flip(-1), atol=1e-4) and plain.max() > 0.5
 
 
+def test_cues_and_maps_have_scales_of_their_own() -> None:
+    """Each is what it would be if both had its scales."""
+    batch = make_batch((48, 64))
+
+    def predict(**scales: Sequence[float]) -> ActivationPrediction:
+        module = ready_module(mirror=True, cue_threshold=0.05, **scales)
+        return module.predict_step(batch, 0)
+
+    mixed, small, large = (
+        predict(scales=(0.5,), cue_scales=(1.0, 1.5)),
+        predict(scales=(0.5,)),
+        predict(scales=(1, 1.5)),
+    )
+    assert torch.allclose(mixed.activations[0], small.activations[0], atol=1e-6)
+    assert torch.equal(mixed.cues[0].yx, large.cues[0].yx) and len(mixed.cues[0])
+    assert not torch.equal(small.cues[0].scores, large.cues[0].scores)
+
+
 @pytest.mark.parametrize("case", ["cam0", "cam1", "cam2"])
 @pytest.mark.parametrize("recipe", ["paper", "release"])
 def test_predictions_are_the_releases_cues(
@@ -302,6 +320,7 @@ def test_one_class_is_enough() -> None:
         ({"cue_window": 4}, "cue_window must be odd"),
         ({"cue_threshold": 0.0}, "cue_threshold must be between"),
         ({"scales": ()}, "scales must be positive"),
+        ({"cue_scales": (0.0,)}, "cue_scales must be positive"),
     ],
 )
 def test_wrong_settings_are_named(settings: dict[str, Any], message: str) -> None:

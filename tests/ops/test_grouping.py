@@ -141,7 +141,9 @@ def test_class_probability_is_a_softmax(dtype: torch.dtype) -> None:
     expected = logits.float().softmax(1)[pixel // 42, classes + 1, pixel // 7 % 6, pixel % 7]
     for layout in (torch.contiguous_format, torch.channels_last):
         spots = find_spots(pixel, logits.shape, None)
-        assert torch.allclose(class_probability(logits.contiguous(memory_format=layout), spots, classes), expected, atol=1e-6)
+        assert torch.allclose(
+            class_probability(logits.contiguous(memory_format=layout), spots, classes), expected, atol=1e-6
+        )
     assert class_probability(logits, spots.select(slice(0)), classes[:0]).tolist() == []
 
 

@@ -56,7 +56,8 @@ def main(args: list[str]) -> int:
         raise ValueError(f"--workers must be 0 or more, got {options.workers}")
     check = DataCheck(data)
     check.run(options.workers)
-    print("\n".join(check.lines()))
+    # names of files need not be UTF-8
+    print("\n".join(check.lines()).encode(errors="backslashreplace").decode())
     if options.json is not None:
         write_text(Path(options.json), json.dumps(check.content(), indent=1, ensure_ascii=False) + "\n")
     return 1 if any(finding.error for finding in check.findings) else 0

@@ -8,6 +8,7 @@ import torch
 from kornia import enhance
 from kornia.geometry.transform import warp_affine
 from torch import Tensor
+from torch.nn import functional as F
 
 from bestie_pl.data.release import MEAN_COLOR
 from bestie_pl.ops.transfer import instances_from_map
@@ -100,7 +101,7 @@ def warp_batch(batch: Batch, matrix: Tensor, crop_size: int) -> Batch:
     crop = (crop_size, crop_size)
     # Kornia fills with 0, so 0 must stand for the outside: the mean colour in images, 255 in the semantic map
     mean = torch.tensor(MEAN_COLOR, device=matrix.device).view(1, 3, 1, 1)
-    images = (warp_affine(batch.images.float() - mean, matrix, crop) + mean) / 255
+    images = (_warp(batch.images.float() - mean, matrix, crop) + mean) / 255
     semantic = batch.semantic
     if semantic is not None:
         moved = _warp_numbers(semantic.int() + 1, matrix, crop)
@@ -143,4 +144,11 @@ def _warp_instances(
 
 def _warp_numbers(numbers: Tensor, matrix: Tensor, crop: tuple[int, int]) -> Tensor:
     """Numbers (B, H, W) below 2**24 moved without mixing; 0 outside."""
-    return warp_affine(numbers[:, None].float(), matrix, crop, mode="nearest")[:, 0].int()
+    return _warp(numbers[:, None].float(), matrix, crop, mode="nearest")[:, 0].int()
+
+
+def _warp(values: Tensor, matrix: Tensor, crop: tuple[int, int], mode: str = "bilinear") -> Tensor:
+    """Values (B, C, H, W) moved; 0 outside."""
+    # Kornia would stretch what is one pixel wide or high over the whole crop
+    room = (0, int(values.shape[3] == 1), 0, int(values.shape[2] == 1))
+    return warp_affine(F.pad(values, room), matrix, crop, mode=mode)

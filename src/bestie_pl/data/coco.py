@@ -23,10 +23,22 @@ from bestie_pl.data.truth import COCOTruth
 class COCODataModule(InstanceDataModule):
     """A data set with COCO annotation files (``instances_*.json``).
 
-    Categories become classes 0..C-1 in ascending category id; ``category_ids`` and ``image_ids`` lead back, for export.
-    An image is tagged with every class that it has an annotation of, crowd regions included: who tags an image does not
-    tell single objects from crowds. Polygons and run-length codes of both kinds are read. Training keeps only the tags
-    of its annotation file, unless the settings ask for ground truth.
+    **Categories** become classes 0..C-1 in ascending category id: COCO's 80, whose ids go up to 90, are 0..79 in
+    points and 1..80 in semantic maps. ``category_ids`` and ``image_ids`` lead back: predictions carry name and id of
+    the category, and ``bestie-pl export`` joins them into the file that COCO's servers and pycocotools take.
+
+    **Tags**: an image has every class that it has an annotation of, crowd regions included: who tags an image does not
+    tell single objects from crowds. Training keeps only the tags of its annotation file, unless the settings ask for
+    ground truth.
+
+    **Ground truth** is read from polygons and run-length codes of both kinds. Crowd regions (``iscrowd``) are no
+    objects: they give no label and are 255 in true semantic maps. In COCO's AP, predictions inside them count neither
+    for nor against, as in pycocotools; VOC's AP knows no such regions and takes them for background. An image without
+    annotations has no object and counts all the same.
+
+    **COCO's test images** have a file without annotations, which can be predicted:
+    ``--data.init_args.test_images test2017 --data.init_args.predict_annotations
+    annotations/image_info_test-dev2017.json``.
 
     Args:
         root: Folder that the paths below start from.

@@ -115,9 +115,9 @@ def in_one_move(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a text file in one move."""
+    """Write a text file in one move. A byte of a file name that is no UTF-8 becomes what JSON calls it, u and dcXX."""
     with in_one_move(path) as temporary:
-        temporary.write_text(content, encoding="utf-8")
+        temporary.write_text(content, encoding="utf-8", errors="backslashreplace")
 
 
 def find_image(folder: Path, name: str) -> Path:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pycocotools import mask as codec
 from torch import Tensor
 
 from bestie_pl.data.files import check_size, read_text
+from bestie_pl.data.truth import check_code
 from bestie_pl.ops.masks import decode
 from bestie_pl.structures import Instances
 
@@ -56,17 +56,11 @@ def read_predictions(
         ValueError: The file is broken, of an image of another size, or has a class that is not in ``class_names``.
     """
     path = folder / f"{name}.json"
-    try:
-        records = json.loads(read_text(path, f"predicted instances of the image; {REMEDY}"))
-        rows = [_row(record) for record in records]
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: holds no predicted instances ({error!r}); {REMEDY}") from error
     numbers = {name: number for number, name in enumerate(class_names)}
     kept = []
-    for label, score, code in rows:
+    for label, score, code in read_rows(path, size, REMEDY):
         if label not in numbers:
             raise ValueError(f"{path}: unknown class {label!r}; expected one of {', '.join(class_names)}")
-        check_size(path, code["size"], size)
         if score >= least_score and (tags is None or bool(tags[numbers[label]])):
             kept.append((score, numbers[label], code))
     kept.sort(key=lambda row: -row[0])
@@ -85,10 +79,30 @@ def read_predictions(
     return renumbered[ids.long()], classes[rows_kept], scores[rows_kept]
 
 
+def read_rows(path: Path, size: tuple[int, int], remedy: str) -> list[tuple[str, float, dict[str, Any]]]:
+    """Class name, score and run-length code of each instance in a file that PredictionWriter wrote, best score first.
+
+    Args:
+        path: Of the file ``NAME.json``.
+        size: (H, W) of the image.
+        remedy: What to do if the file is missing or broken.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: The file is broken, or of an image of another size.
+    """
+    try:
+        rows = [_row(record) for record in json.loads(read_text(path, f"predicted instances of the image; {remedy}"))]
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: holds no predicted instances ({error!r}); {remedy}") from error
+    for _, _, code in rows:
+        check_size(path, code["size"], size)
+    return rows
+
+
 def _row(record: dict[str, Any]) -> tuple[str, float, dict[str, Any]]:
-    """Class name, score and run-length code of one record."""
     segmentation = record["segmentation"]
     height, width = (int(side) for side in segmentation["size"])
     code = {"size": [height, width], "counts": str(segmentation["counts"]).encode("ascii")}
-    codec.area(code)  # raises where the counts are no code
+    check_code(code)
     return str(record["class"]), float(record["score"]), code

@@ -162,17 +162,13 @@ def _run_lengths(annotation: dict[str, Any], size: tuple[int, int], where: str) 
         counts = segmentation.get("counts")
         if not isinstance(counts, (str, list)):
             raise ValueError(f"{where}: a run-length code without counts; expected a list or a string")
-        # pycocotools fills what a code leaves out with whatever the memory held
-        runs = read_runs(counts.encode()) if isinstance(counts, str) else counts
-        if not all(type(run) is int and run >= 0 for run in runs) or sum(runs) != size[0] * size[1]:
-            raise ValueError(
-                f"{where}: a broken run-length code; expected runs of 0 and more pixels that add up to the image's "
-                f"{size[0]} x {size[1]}: restore the file"
-            )
-        if isinstance(counts, str):
-            return {"size": list(size), "counts": counts.encode()}
-        code: dict[str, Any] = rle.frPyObjects(segmentation, *size)
-        return code
+        try:
+            code = {"size": list(size), "counts": counts.encode() if isinstance(counts, str) else counts}
+            check_code(code)
+            coded: dict[str, Any] = code if isinstance(counts, str) else rle.frPyObjects(segmentation, *size)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}; restore the file") from error
+        return coded
     # pycocotools takes a list of four numbers for a box, and what is no number for 0
     polygons: list[list[float]] = segmentation if isinstance(segmentation, list) else []
     if not polygons or not all(map(_is_polygon, polygons)):
@@ -191,6 +187,20 @@ def _is_polygon(polygon: Any) -> bool:
         and len(polygon) % 2 == 0
         and all(type(value) in (int, float) and math.isfinite(value) for value in polygon)
     )
+
+
+def check_code(code: dict[str, Any]) -> None:
+    """Raise ValueError unless a run-length code of either kind covers its image.
+
+    pycocotools does not: it fills what a code leaves out with whatever the memory held.
+    """
+    height, width = code["size"]
+    counts = code["counts"]
+    runs = read_runs(counts) if isinstance(counts, bytes) else counts
+    if not all(type(run) is int and run >= 0 for run in runs) or sum(runs) != height * width:
+        raise ValueError(
+            f"a broken run-length code, whose runs do not add up to the {height} x {width} px of the image"
+        )
 
 
 def read_runs(counts: bytes) -> list[int]:

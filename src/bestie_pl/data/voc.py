@@ -23,16 +23,29 @@ VOC_CLASSES = (
 )
 CUES_DIRS = {"tags": "Peak_points", "points": "Center_points", "full": "Center_points"}
 """The release's folders of a classifier's cues and of given points."""
+RELEASE_LISTS = {"train_aug": "train_cls.txt"}
+"""What the release calls the list of a split, where it is not SPLIT_cls.txt."""
 
 
 class VOCDataModule(InstanceDataModule):
     """PASCAL VOC's "year" folder (VOC2012), or a data set of one's own in its layout.
 
-    ``JPEGImages``, ``SegmentationClass`` and ``SegmentationObject`` hold images and ground truth. A split's images
-    stand in ``ImageSets/Segmentation/SPLIT.txt``, else in the release's list ``SPLIT_cls.txt`` (lines
-    ``ID class class ...``, 0-based). Tags are taken from ``SPLIT_cls.txt``, else from
-    ``ImageSets/Main/CLASS_SPLIT.txt``, else from the object names in ``Annotations/ID.xml``; a class with difficult
-    objects only counts as present.
+    ``JPEGImages``, ``SegmentationClass`` and ``SegmentationObject`` hold images and ground truth. What the authors
+    share unpacks beside them: ``Peak_points``, ``Center_points``, ``WSSS_maps``, and their lists of images and tags.
+
+    **Splits**: the images stand in ``ImageSets/Segmentation/SPLIT.txt``, else in ``SPLIT_cls.txt`` (lines
+    ``ID class class ...``, 0-based, as in the release). In VOC 2012, ``train`` are 1,464 images with masks of VOC's
+    own, ``val`` 1,449, and ``train_aug`` the 10,582 that papers on weak supervision train on, VOC's and SBD's without
+    ``val``; their list is ``train_aug.txt``, ``train_aug_cls.txt`` or, as the release calls it, ``train_cls.txt``.
+
+    **Tags** are taken from that ``_cls.txt``, which may list more images, else from
+    ``ImageSets/Main/CLASS_SPLIT.txt``, else from the object names in ``Annotations/ID.xml``. Objects that VOC calls
+    difficult are tagged like all others, also where a class has no other object.
+
+    **Ground truth**: all objects of ``SegmentationObject`` count, difficult ones too: VOC's segmentation task does not
+    know the word. 255, the border that VOC draws around objects, belongs to none of them, so that a mask that covers it
+    loses overlap, as in the authors' evaluation; mean IoU of semantic maps leaves it out. In semantic maps to train on,
+    255 teaches nothing and separates regions.
 
     Args:
         root: The year folder.
@@ -98,7 +111,7 @@ class VOCDataModule(InstanceDataModule):
         )
 
     def _names(self, split: str) -> list[str]:
-        lists = (self.root / "ImageSets" / "Segmentation" / f"{split}.txt", self.root / f"{split}_cls.txt")
+        lists = (self.root / "ImageSets" / "Segmentation" / f"{split}.txt", self._tag_list(split))
         for path in lists:
             if path.is_file():
                 return read_names(path)
@@ -106,9 +119,15 @@ class VOCDataModule(InstanceDataModule):
             f"no list of the split {split!r}: neither {lists[0]} nor {lists[1]} exists; add one, or name another split"
         )
 
+    def _tag_list(self, split: str) -> Path:
+        """The list in the release's form, whether there is one or not."""
+        listed = self.root / f"{split}_cls.txt"
+        of_release = self.root / RELEASE_LISTS.get(split, listed.name)
+        return of_release if of_release.is_file() and not listed.is_file() else listed
+
     def _tags(self, split: str, names: list[str], *, required: bool) -> Tensor | None:
         """(N, C) bool from the first source that there is; None if there is none and they are not required."""
-        listed = self.root / f"{split}_cls.txt"
+        listed = self._tag_list(split)
         main = self.root / "ImageSets" / "Main"
         flags = [main / f"{name}_{split}.txt" for name in self.class_names]
         annotations = self.root / "Annotations"

@@ -35,7 +35,8 @@ class VOCInstanceAP(ImageMetric[_Matched]):
       prediction has 0.
     - Equal scores count as "stable ascending sort, then reversed", within an image and over all images in the order
       of their names.
-    - References flagged ``crowd`` are left out as if they were background: VOC has no such regions.
+    - References flagged ``crowd`` are left out as if they were background: VOC has no such regions. Nor has its
+      segmentation task ``difficult`` objects: all count. The border around them (255) belongs to none.
 
     Source: the authors' evaluation (the reference's VOC instance AP), with a defined order among equal scores.
 

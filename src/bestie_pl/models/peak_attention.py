@@ -181,7 +181,7 @@ class PeakAttentionModel(nn.Module):
         self.network: PyramidClassifier | VGG16Classifier
         self.is_release = backbone.split(".")[0] == VGG16
         self.strides = (4, 8, 16) if self.is_release else tuple(strides)  # those of the whole VGG16, for its weights
-        # the release's network is our own: of timm's, whose classifier alone has 100 million weights, only the statistics
+        # the release's network is our own: of timm's, whose classifier has 100 million weights, it needs the statistics
         with torch.device("meta") if self.is_release else nullcontext():
             net, info = backbones.create_backbone(backbone, self.strides)
         if self.is_release:

@@ -19,7 +19,17 @@ from bestie_pl.modules.peak_attention import PeakAttentionModule
 from bestie_pl.modules.resume import ResumableWriter, below_root, images_of
 from bestie_pl.structures import Batch, Cues, Instances
 
-SETTINGS = ("backbone", "pooling", "alpha", "pam_layers", "mirror", "scales", "cue_window", "cue_threshold", "recipe")
+SETTINGS = (
+    "backbone",
+    "pooling",
+    "alpha",
+    "pam_layers",
+    "mirror",
+    "cue_scales",
+    "cue_window",
+    "cue_threshold",
+    "recipe",
+)
 """What the report repeats of the classifier's settings."""
 
 

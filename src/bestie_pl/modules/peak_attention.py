@@ -68,6 +68,8 @@ class PeakAttentionModule(pl.LightningModule):
         recipe: ``release`` makes every pixel of a plateau a cue, ``paper`` one of them.
         mirror: Average activation maps with those of the mirrored image.
         scales: Sizes relative to the image at which activation maps are made and averaged.
+        cue_scales: The same for the maps whose peaks are the cues; ``scales`` if omitted. Enlarged images tell objects
+            apart that touch, but their maps cover less of large objects.
         cue_window: Side of the window in which a cue must be the maximum, in pixels of the image file; odd.
         cue_threshold: Least activation of a cue that is found; training thresholds again.
         optimizer: ``adam``, ``adamw``, or ``sgd`` as in the release: Nesterov momentum 0.9, biases twice as fast, and a
@@ -99,6 +101,7 @@ class PeakAttentionModule(pl.LightningModule):
         recipe: Recipe = "paper",
         mirror: bool = True,
         scales: Sequence[float] = (1.0,),
+        cue_scales: Sequence[float] | None = None,
         cue_window: int = CUE_WINDOW,
         cue_threshold: float = CUE_THRESHOLD,
         optimizer: Literal["adam", "adamw", "sgd"] = "adamw",
@@ -117,15 +120,18 @@ class PeakAttentionModule(pl.LightningModule):
             raise ValueError(f"cue_window must be odd, got {cue_window}")
         if not 0 < cue_threshold < 1:
             raise ValueError(f"cue_threshold must be between 0 and 1, got {cue_threshold}")
-        if not scales or min(scales) <= 0:
-            raise ValueError(f"scales must be positive numbers, at least one, got {list(scales)}")
+        cue_scales = scales if cue_scales is None else cue_scales
+        for name, given in (("scales", scales), ("cue_scales", cue_scales)):
+            if not given or min(given) <= 0:
+                raise ValueError(f"{name} must be positive numbers, at least one, got {list(given)}")
         # a checkpoint holds plain types only
-        class_names, strides, scales = list(names), list(strides), list(scales)
+        class_names, strides, scales, cue_scales = list(names), list(strides), list(scales), list(cue_scales)
         self.save_hyperparameters()
         self.class_names = names
         self.recipe: Recipe = recipe
         self.alpha, self.alpha_ramp_steps = alpha, alpha_ramp_steps
-        self.balance, self.mirror, self.scales = balance, mirror, tuple(scales)
+        self.balance, self.mirror = balance, mirror
+        self.scales, self.cue_scales = tuple(scales), tuple(cue_scales)
         self.cue_window, self.cue_threshold = cue_window, cue_threshold
         self.backbone_weights = backbone_weights
         self.optimizer_name, self.lr, self.backbone_lr_factor = optimizer, lr, backbone_lr_factor
@@ -206,7 +212,9 @@ class PeakAttentionModule(pl.LightningModule):
         for (size, original), rows in _groups(batch.sizes, batch.original_sizes):
             image, classes = batch.tags[rows].nonzero(as_tuple=True)
             images = batch.images[rows, :, : size[0], : size[1]]
-            planes, large = self._activation_planes(images, image, classes, size, original)
+            planes, large = self._activation_planes(
+                images, image, classes, (size, self.scales), (original, self.cue_scales)
+            )
             cues = find_cues(
                 smooth(large),
                 image,
@@ -224,12 +232,12 @@ class PeakAttentionModule(pl.LightningModule):
         return ActivationPrediction(cues_of, maps_of)
 
     def _activation_planes(
-        self, images: Tensor, image: Tensor, classes: Tensor, *sizes: tuple[int, int]
+        self, images: Tensor, image: Tensor, classes: Tensor, *wanted: tuple[tuple[int, int], tuple[float, ...]]
     ) -> tuple[Tensor, ...]:
-        """Maps (P, H, W) of P pairs of image and class, at each of the ``sizes``; images without padding."""
+        """Maps (P, H, W) of P pairs of image and class for each ``wanted`` size and scales; images without padding."""
         height, width = images.shape[-2:]
-        views: dict[tuple[int, int], list[Tensor]] = {size: [] for size in sizes}
-        for scale in self.scales:
+        views: list[list[Tensor]] = [[] for _ in wanted]
+        for scale in sorted({scale for _, scales in wanted for scale in scales}):
             seen = (max(1, round(height * scale)), max(1, round(width * scale)))
             x = images
             if seen != (height, width):
@@ -237,11 +245,11 @@ class PeakAttentionModule(pl.LightningModule):
             for mirrored in (False, True) if self.mirror else (False,):
                 maps = self.model(x.flip(-1) if mirrored else x)
                 aligned = self.model.align(maps[image, classes], seen)
-                for size, planes in views.items():
-                    plane = activation_planes(aligned, size)
-                    planes.append(plane.flip(-1) if mirrored else plane)
-        means = {size: torch.stack(planes).mean(0) for size, planes in views.items()}
-        return tuple(means[size] for size in sizes)
+                for planes, (size, scales) in zip(views, wanted, strict=True):
+                    if scale in scales:
+                        plane = activation_planes(aligned, size)
+                        planes.append(plane.flip(-1) if mirrored else plane)
+        return tuple(torch.stack(planes).mean(0) for planes in views)
 
     # ---------------------------------------------------------------- evaluation
 

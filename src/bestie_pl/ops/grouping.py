@@ -116,7 +116,7 @@ class Groups:
         area = torch.zeros(len(centers) + 1, dtype=torch.int64, device=owner.device)
         owner = owner + 1
         area.index_add_(0, owner, torch.ones_like(owner))
-        area[0] = 0
+        area[:1].zero_()
         owning = area > 0
         number = owning.cumsum(0) * owning
         rows = sizes.pick("groups", owning, room=len(centers))
@@ -168,7 +168,7 @@ class Groups:
             peaks: ``center_yx`` with score 1, if omitted.
         """
         ids = torch.zeros(tuple(shape), dtype=torch.int32, device=self.pixel.device)
-        ids.view(-1)[self.pixel] = self.ids.int()
+        ids.view(-1).scatter_(0, self.pixel, self.ids.int())
         center_yx = center_yx.float()
         return LabeledInstances(
             ids=ids,

@@ -94,4 +94,4 @@ def weight_map(labels: LabeledInstances) -> Tensor:
     >>> weight_map(labels).tolist()
     [[[0.0, 0.5, 0.5]]]
     """
-    return labels.weight[labels.ids]
+    return labels.weight.index_select(0, labels.ids.flatten()).view(labels.ids.shape)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from bestie_pl.ops import heatmaps
 from bestie_pl.ops.sampling import Enlargement
-from bestie_pl.ops.spots import cells_of
+from bestie_pl.ops.spots import PixelSpots, cells_of
 from bestie_pl.structures import IGNORE, Geometry, InstanceMaps, LabeledInstances, Recipe, Supervision
 
 HARD_FRACTION = {"paper": 1.0, "release": 0.2}
@@ -409,12 +409,13 @@ def _sampled_offset_loss(offset_field: Tensor, labels: LabeledInstances, enlarge
     """``offset_loss`` with guidance, of a field that is read at the labelled pixels only."""
     _check_enlargement(offset_field, labels.ids, enlargement)
     ids = labels.ids.flatten()
-    pixel = (labels.weight > 0)[ids].nonzero().squeeze(1)
-    row = ids[pixel].long()
-    at = torch.stack([pixel // labels.ids.shape[2] % labels.ids.shape[1], pixel % labels.ids.shape[2]], 1)
+    pixel = (labels.weight > 0).index_select(0, ids).nonzero().squeeze(1)
+    row = ids.index_select(0, pixel)
+    _, y, x = PixelSpots.of(pixel, enlargement.size)
     offsets = enlargement.locate(pixel, offset_field.shape).read_all(offset_field)
-    error = (offsets - (labels.center_yx[row] - at).t()).abs().sum(0)
-    return (error * labels.weight[row]).sum() / max(1, len(pixel))
+    target_y, target_x = labels.center_yx.index_select(0, row).unbind(1)
+    error = (offsets[0] - (target_y - y)).abs() + (offsets[1] - (target_x - x)).abs()
+    return (error * labels.weight.index_select(0, row)).sum() / max(1, len(pixel))
 
 
 def _pixel_weights(labels: LabeledInstances, *, guidance: bool) -> tuple[Tensor, Tensor | int]:

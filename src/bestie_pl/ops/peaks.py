@@ -156,9 +156,7 @@ def gather_foreground(
 
 
 @torch.no_grad()
-def find_peaks(
-    foreground: Foreground, *, threshold: float, window: int, strict: bool, sizes: Sizes = EXACT
-) -> Centers:
+def find_peaks(foreground: Foreground, *, threshold: float, window: int, strict: bool, sizes: Sizes = EXACT) -> Centers:
     """Pixels that are over a threshold and the maximum of their window, the plane being 0 outside their component.
 
     The same as masking the plane with each component in turn and taking the dense maximum, at a fraction of its price:
@@ -211,9 +209,10 @@ def find_peaks(
         is_top &= (torch.zeros_like(top).index_add_(0, component, is_top.to(top.dtype)) == 1)[component]
     beaten = torch.zeros_like(is_top)
     # where a table is filled up its last row is compared again, and found what it is
-    rest = sizes.pick("to be compared nearby", ~is_top & (component > 0), room=len(pixel)).at
+    rows = sizes.pick("to be compared nearby", ~is_top & (component > 0), room=len(pixel))
+    rest = rows.at
     beaten[rest] = _beaten(plane, labels, pixel[rest], min(reach, 5), by_equals=not strict)
-    rest = rest[sizes.pick("to be compared", ~beaten[rest], room=len(rest) // 4).at]
+    rest = rest[sizes.pick("to be compared", rows.clear(~beaten[rest]), room=len(rest) // 4).at]
     beaten[rest] = _beaten(plane, labels, pixel[rest], reach, by_equals=not strict)
 
     rows = sizes.pick("peaks", ~beaten & (component > 0), room=len(pixel) // 4)

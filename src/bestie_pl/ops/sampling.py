@@ -129,7 +129,9 @@ class Enlargement:
     def _narrow(self, wide: Tensor, width: int) -> Tensor:
         """The adjoint of ``_widen``."""
         batch, rows, _, channels = wide.shape
-        wide = F.pad(wide, (0, 0, 0, self.grid[1] - self.size[1])).permute(0, 3, 1, 2)
+        if self.grid[1] > self.size[1]:
+            wide = F.pad(wide, (0, 0, 0, self.grid[1] - self.size[1]))
+        wide = wide.permute(0, 3, 1, 2)
         narrow: Tensor = torch.ops.aten.upsample_bilinear2d_backward(
             wide, [rows, self.grid[1]], [batch, channels, rows, width], self.align_corners, None, None
         )

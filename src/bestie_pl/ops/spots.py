@@ -90,9 +90,14 @@ class CellSpots(NamedTuple):
 
     def corners(self, width: int) -> tuple[Tensor, Tensor]:
         """The four cells around each pixel in maps of ``width``, and their shares, sum 1: (P, 4) int64 and float32."""
-        below, up, left = self.cell + width, 1 - self.down, 1 - self.right
-        share = torch.stack([up * left, up * self.right, self.down * left, self.down * self.right], 1)
-        return torch.stack([self.cell, self.cell + 1, below, below + 1], 1), share
+        up, left = 1 - self.down, 1 - self.right
+        corners = ((0, up, left), (1, up, self.right), (width, self.down, left), (width + 1, self.down, self.right))
+        index, share = self.cell.new_empty(len(self.cell), 4), self.down.new_empty(len(self.cell), 4)
+        # column by column: stacking them takes twice as long
+        for number, (step, of_row, of_column) in enumerate(corners):
+            torch.add(self.cell, step, out=index[:, number])
+            torch.mul(of_row, of_column, out=share[:, number])
+        return index, share
 
     def _blend(self, flat: Tensor, place: Tensor, cells: Tensor) -> Tensor:
         """Mean of ``flat`` at ``place`` (P,) and at the same channel of the cells to the right, below, and across."""

@@ -95,8 +95,8 @@ def instances_from_map(ids: Tensor, image: Tensor, classes: Tensor) -> LabeledIn
     """
     height, width = ids.shape[1:]
     flat = ids.flatten().long()
-    area = torch.bincount(flat, minlength=len(image))
-    area[0] = 0
+    area = torch.zeros_like(image).index_add_(0, flat, torch.ones_like(flat))
+    area[:1].zero_()
     at = torch.arange(len(flat), device=flat.device)
     # integer sums: exact, and the same in any order
     y = torch.zeros_like(area).index_add_(0, flat, at // width % height)
