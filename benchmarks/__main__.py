@@ -30,6 +30,8 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
     "growth": refinement.run_growth,
 }
 
+ON_A_GPU: dict[str, Callable[[Settings], list[Row]]] = {"compiled": throughput.run_compiled}
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run, print and store."""
@@ -40,14 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="small inputs: does it run at all?")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)
-    if unknown := set(options.names) - BENCHMARKS.keys():
-        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    benchmarks = BENCHMARKS | (ON_A_GPU if options.device == "cuda" else {})
+    if unknown := set(options.names) - benchmarks.keys():
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(benchmarks)}")
     settings = Settings(options.device, options.quick, options.threads)
     torch.set_num_threads(options.threads)
     command = " ".join(["python -m benchmarks", *(sys.argv[1:] if arguments is None else arguments)])
-    for name in options.names or BENCHMARKS:
+    for name in options.names or benchmarks:
         start = time.perf_counter()
-        rows = BENCHMARKS[name](settings)
+        rows = benchmarks[name](settings)
         duration = time.perf_counter() - start
         print(f"\n{name} ({settings.device}, {duration:.0f} s)")
         for row in rows:

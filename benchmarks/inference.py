@@ -17,16 +17,15 @@ from bestie_pl.structures import Geometry, Instances
 
 HEIGHT, WIDTH = 375, 500
 SIZE = (384, 512)
-NEXT_STEP = (
-    "maps are read at stride 4 as in training, where nothing but the class of a pixel needs all of them enlarged"
-)
+NEXT_STEP = "maps read at stride 4 as in training: only the class of a pixel needs all channels enlarged"
 
 
 def post_process(scene: Scene, *, mirror: bool = False, recipe: str = "paper") -> tuple[Instances, ...]:
     """Masks of 500 x 375 px from maps of stride 4 as the module makes them, run-length codes included."""
-    maps, count = scene.large(), len(scene.semantic)
+    maps = scene.large()
     if mirror:
-        maps = average_maps([maps, mirror_maps(scene.large(), [WIDTH] * count)], average_offsets=True)
+        maps = average_maps([maps, mirror_maps(scene.large())], average_offsets=True)
+    count = len(scene.semantic)
     valid = torch.zeros(scene.semantic.shape, dtype=torch.bool, device=scene.semantic.device)
     valid[:, :HEIGHT, :WIDTH] = True
     labels, _ = find_instances(maps, geometry=Geometry(), recipe=recipe, valid=valid)  # type: ignore[arg-type]

@@ -163,8 +163,8 @@ def run(settings: Settings) -> list[Row]:
             kind.write(Path(folder) / "large", count)
             kind.write(Path(folder) / "small", FEW)
             with ProcessPoolExecutor(1, context, torch.set_num_threads, (1,)) as fresh:
-                opening = fresh.submit(measure_opening, kind, f"{folder}/large").result()
                 why = fresh.submit(profile_opening, kind, f"{folder}/small").result()
+                opening = fresh.submit(measure_opening, kind, f"{folder}/large").result()
         name = f"{count:,} images, {kind.name}"
         rows.append(Row(f"{name}: opening, CPU seconds", opening.seconds, "s", kind.bar, "-", limited_by=why))
         if SHARING.exists():
@@ -189,7 +189,7 @@ class Opening:
 
 
 def measure_opening(kind: Kind, root: str) -> Opening:
-    """Open a data set for training; to be called once in a process."""
+    """Open a data set for training, in a process that has opened a small one and has all code in memory therefore."""
     gc.collect()
     before = _memory("VmRSS:", STATUS)
     start = time.process_time()

@@ -247,6 +247,15 @@ def test_images_to_predict(voc: Path, tmp_path: Path) -> None:
     assert content["splits"]["predict"]["images"] == 2
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
+def test_names_that_are_no_utf8(voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "old").mkdir()
+    Path(os.fsdecode(os.fsencode(tmp_path / "old") + b"/gr\xf6\xdfe.jpg")).write_bytes(b"no image")
+    content = report(tmp_path, config(voc, predict_images=str(tmp_path / "old")))
+    assert os.fsencode(content["errors"][0]["image"]) == b"gr\xf6\xdfe"
+    assert r"old/gr\udcf6\udcdfe.jpg: cannot be read as an image" in capsys.readouterr().out
+
+
 # ---------------------------------------------------------------- other layouts
 
 
@@ -314,13 +323,6 @@ def test_coco(coco: Path, tmp_path: Path) -> None:
         (lambda c: c["annotations"][1].update(id=1), "2 annotations have the id 1; expected each once"),
         (lambda c: c["images"].append({**c["images"][0], "file_name": "x.png"}), "2 images have the id 1"),
         (lambda c: c["images"].append({**c["images"][0], "id": 2}), "listed more than once: 000001"),
-        (lambda c: c["annotations"][0].update(image_id=5), "annotation 1 has image_id 5"),
-        (lambda c: c["annotations"][0].update(image_id=[5]), r"annotation 1 has image_id \[5\]"),
-        (lambda c: c["categories"].append({"id": 3, "name": "van"}), "2 categories have the id 3"),
-        (lambda c: c["categories"].append({"id": 5, "name": "car"}), "2 categories have the name 'car'"),
-        (lambda c: c["images"][0].update(height=None), "height is None; expected a whole number"),
-        (lambda c: c["images"].append(7), "an entry without 'file_name': 7"),
-        (lambda c: c.update(annotations={"1": {}}), r"is no JSON \(Expecting \["),
         (lambda c: c.pop("annotations"), "has no `annotations`; expected them for the images' tags"),
     ],
 )

@@ -8,10 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pycocotools import mask as rle
 
 from bestie_pl.data.coco import COCODataModule
+from bestie_pl.data.truth import read_runs
+from bestie_pl.metrics.coco import COCOInstanceAP
+from bestie_pl.structures import Instances
 
 H, W = 30, 40
 
@@ -172,14 +178,78 @@ def test_missing_files(coco_folder):
         (lambda c: c["annotations"][0].update(segmentation=[]), "annotation 7: no mask"),
         (lambda c: c["annotations"][0]["segmentation"].update(size=[1, 2]), r"annotation 7: mask of size \[1, 2\]"),
         (lambda c: c["annotations"][0]["segmentation"].pop("counts"), "annotation 7: a run-length code without counts"),
+        *(
+            (
+                lambda c, counts=counts: c["annotations"][0]["segmentation"].update(counts=counts),
+                f"7: a broken run-l.*{H}",
+            )
+            for counts in ([5, 10], [5, 10_000], [-5, H * W + 5], [1.5, H * W - 1.5], ["a"], [], "", "5:", "abc", "é")
+        ),
+        *(
+            (lambda c, value=value: c["annotations"][1].update(segmentation=[[4, 4, 24, 4, 24, value]]), "8: no mask")
+            for value in (None, "4", float("nan"), [4])
+        ),
+        (lambda c: c["annotations"][2].update(id=7), "2 annotations have the id 7; expected each once"),
+        (lambda c: c["categories"].append({"id": 9, "name": "pen"}), "2 categories have the name 'pen'"),
+        (lambda c: c["categories"].append({"id": 90, "name": "box"}), "2 categories have the id 90"),
+        (lambda c: c["images"][1].update(id=50), "2 images have the id 50"),
+        (lambda c: c["images"][1].update(id="20"), "id is '20'; expected a whole number"),
+        (lambda c: c["images"][1].update(width=None), "width is None; expected a whole number"),
+        (lambda c: c["images"].append("three.png"), "an entry without 'file_name': \"three.png\""),
+        (lambda c: c["annotations"].append(None), "annotation None has image_id None"),
+        (lambda c: c["annotations"][0].update(image_id=[50]), r"annotation 7 has image_id \[50\]"),
+        (lambda c: c.update(annotations={"7": {}}), r"is no JSON \(Expecting \["),
+        (lambda c: c.pop("annotations"), "has no `annotations`; expected true instances"),
     ],
 )
 def test_broken_annotations_are_named(coco_folder, change, message):
     edit(coco_folder, change)
-    data = module(coco_folder)
     with pytest.raises(ValueError, match=rf"all.json: .*{message}|{message}"):
+        data = module(coco_folder)
         data.setup("validate")
         data.datasets["val"][0]
+
+
+@given(arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12))))
+def test_runs_of_compressed_codes(mask: np.ndarray) -> None:
+    values = mask.astype(np.uint8)
+    assert read_runs(rle.encode(np.asfortranarray(values))["counts"]) == runs(values)
+
+
+def test_long_runs_of_compressed_codes() -> None:
+    """Runs and their differences of several bytes, also negative ones."""
+    values = np.zeros((400, 700), np.uint8)
+    for start, length in ((0, 3), (90_000, 40_000), (131_000, 1), (279_000, 1000)):
+        values.T.reshape(-1)[start : start + length] = 1
+    assert read_runs(rle.encode(np.asfortranarray(values))["counts"]) == runs(values)
+
+
+def test_training_needs_annotations_and_prediction_does_not(coco_folder):
+    edit(coco_folder, lambda content: content.pop("annotations"))
+    for settings in ({}, {"supervision": "tags", "semantic_source": "none"}):
+        with pytest.raises(ValueError, match="all.json: has no `annotations`; expected them for the images' tags"):
+            module(coco_folder, **settings).setup("fit")
+    data = module(coco_folder)
+    data.setup("predict")
+    assert data.datasets["predict"].split.tags is None and not data.datasets["predict"][0].tags.any()
+
+
+def test_crowds_are_ignored_in_scores_as_pycocotools_does(coco_folder):
+    """A mask inside of the crowd is no mistake; the same mask beside it is."""
+    data = module(coco_folder)
+    data.setup("validate")
+    references = data.datasets["val"][0].references
+
+    def ap(*boxes: np.ndarray) -> float:
+        codes = tuple(rle.encode(np.asfortranarray(mask)) for mask in boxes)
+        scores = torch.linspace(0.9, 0.8, len(codes))
+        metric = COCOInstanceAP(3)
+        found = Instances(codes, torch.ones(len(codes), dtype=torch.int64), scores, (H, W))
+        metric.update([found], [references], ["sub/one"])
+        return float(metric.compute()["per_class"][1])
+
+    cup, inside, beside = box(8, 10, 4, 4), box(21, 22, 3, 5), box(0, 30, 3, 5)
+    assert ap(inside, cup) == ap(cup) == 1 and ap(beside, cup) == pytest.approx(0.5)
 
 
 def test_other_categories_in_training_are_refused(coco_folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import struct
 import sys
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from bestie_pl.data.files import ImageFiles, Packed, find_image, open_image
+from bestie_pl.data.files import ImageFiles, Packed, find_image, open_image, write_text
 from bestie_pl.data.release import MEAN_COLOR
 from bestie_pl.data.samples import collate
 from bestie_pl.data.voc import VOCDataModule
@@ -333,6 +334,10 @@ def test_names_that_are_no_utf8(odd_folder: Path, tmp_path: Path) -> None:
     data.setup("predict")
     sample = data.datasets["predict"][0]
     assert os.fsencode(sample.name) == b"gr\xf6\xdfe" and sample.image[:, 0, 0].tolist() == [9, 8, 7]
+    # as predictions are written, readable for people
+    write_text(tmp_path / f"{sample.name}.json", json.dumps({"Käfer": sample.name}, ensure_ascii=False))
+    written = (tmp_path / f"{sample.name}.json").read_text(encoding="utf-8")
+    assert json.loads(written) == {"Käfer": sample.name} and "Käfer" in written
 
 
 def test_image_files_look_when_asked(tmp_path: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 from torch import Tensor
 
 from bestie_pl.ops import sizes
+
+WAYS = ("exact", "guessed", "scarce")
 
 
 class ScarceSizes(sizes.GuessedSizes):
@@ -23,15 +26,28 @@ class ScarceSizes(sizes.GuessedSizes):
         return super().repeat(name, undone, 1)
 
 
-@pytest.fixture(scope="module", params=["exact", "guessed", "scarce"])
-def way(request: pytest.FixtureRequest) -> Iterator[str]:
+@contextmanager
+def going(way: str) -> Iterator[None]:
     """``exact`` as on a CPU, ``guessed`` as on an accelerator, ``scarce`` with guesses that are too small at first."""
     with pytest.MonkeyPatch.context() as patch:
-        if request.param != "exact":
+        if way != "exact":
             patch.setattr(sizes, "HOSTS", frozenset())
             # on a GPU thousands of empty rows cost nothing
             patch.setattr(sizes, "LEAST_ROOM", 16)
-        if request.param == "scarce":
+        if way == "scarce":
             patch.setattr(sizes, "GuessedSizes", ScarceSizes)
             patch.setattr(sizes, "LEAST_ROOM", 1)
+        yield
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """All tests of the module that use it are run in each way."""
+    with going(request.param):
         yield request.param
+
+
+@pytest.fixture(scope="session")
+def go() -> Callable[[str], AbstractContextManager[None]]:
+    """One way after the other within a test."""
+    return going

@@ -20,13 +20,7 @@ from bestie_pl.models.bestie import STRIDE, BestieModel
 from bestie_pl.modules.initial_weights import load_network, refuse_other_network
 from bestie_pl.modules.schedule import adam_with_decay
 from bestie_pl.ops.components import tagged_classes
-from bestie_pl.ops.instances import (
-    average_maps,
-    find_instances,
-    find_instances_from_points,
-    mirror_columns,
-    mirror_maps,
-)
+from bestie_pl.ops.instances import average_maps, find_instances, find_instances_from_points, mirror_maps
 from bestie_pl.ops.losses import LossWeights, total_loss
 from bestie_pl.ops.masks import resize_map, to_instances
 from bestie_pl.ops.mixed import mix_labels
@@ -330,7 +324,7 @@ class BestieModule(pl.LightningModule):
         # the image itself first: its offsets are kept where they are not averaged
         scales = sorted(self.test_scales, key=lambda scale: scale != 1)
         views = (
-            self._view(batch, scale, mirrored, grid, sizes)
+            self._view(batch.images, grid, scale=scale, mirrored=mirrored)
             for scale in scales
             for mirrored in ((False, True) if self.mirror else (False,))
         )
@@ -346,16 +340,10 @@ class BestieModule(pl.LightningModule):
             maps = maps._replace(semantic_logits=refined)
         return maps, sizes
 
-    def _view(
-        self,
-        batch: Batch,
-        scale: float,
-        mirrored: bool,
-        grid: tuple[int, int],
-        sizes: tuple[tuple[int, int], ...],
-    ) -> InstanceMaps:
-        """Maps on the ``grid``, with offsets in its pixels, of the images as seen at another scale, mirrored or not."""
-        images = mirror_columns(batch.images, [width for _, width in batch.sizes]) if mirrored else batch.images
+    def _view(self, images: Tensor, grid: tuple[int, int], *, scale: float, mirrored: bool) -> InstanceMaps:
+        """Maps on the ``grid``, with offsets in its pixels, of images as seen at another scale, mirrored or not."""
+        if mirrored:
+            return mirror_maps(self._view(images.flip(-1), grid, scale=scale, mirrored=False))
         size = (images.shape[-2], images.shape[-1])
         # whole cells, so that they cover the image without a rest
         seen = size if scale == 1 else tuple(max(1, round(side * scale / STRIDE)) * STRIDE for side in size)
@@ -369,7 +357,7 @@ class BestieModule(pl.LightningModule):
         if seen != grid:
             ratio = torch.tensor([grid[0] / seen[0], grid[1] / seen[1]], device=self.device)
             maps = maps._replace(offset_field=maps.offset_field * ratio[:, None, None])
-        return mirror_maps(maps, [width for _, width in sizes]) if mirrored else maps
+        return maps
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Compare the predictions with the ground truth."""

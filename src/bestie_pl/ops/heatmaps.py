@@ -46,9 +46,10 @@ def sparse_heatmap(peaks: Cues, shape: Sequence[int], sigma: float, reach: int) 
     y, x = y + step[:, None], x + step
     drawn = drawn & (y >= 0) & (y < height) & (x >= 0) & (x < width)
     index = ((peaks.image * classes + peaks.classes)[:, None, None] * height + y) * width + x
-    index, slot = torch.unique(index[drawn], return_inverse=True)
+    entry = drawn.flatten().nonzero().squeeze(1)
+    index, slot = torch.unique(index.flatten().index_select(0, entry), return_inverse=True)
     value = torch.zeros(len(index), device=index.device)
-    return index, value.scatter_reduce_(0, slot, gaussian.expand_as(drawn)[drawn], "amax")
+    return index, value.scatter_reduce_(0, slot, gaussian.flatten()[entry % gaussian.numel()], "amax")
 
 
 def center_heatmap(peaks: Cues, shape: Sequence[int], sigma: float, reach: int) -> Tensor:

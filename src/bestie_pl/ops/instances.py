@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -16,26 +16,14 @@ from bestie_pl.ops.sampling import find_spots
 from bestie_pl.structures import IGNORE, Components, Cues, Geometry, InstanceMaps, LabeledInstances, Recipe
 
 
-def mirror_columns(values: Tensor, widths: Sequence[int]) -> Tensor:
-    """Images or maps (B, ..., H, W) with the columns of each in reverse order; the padding stays at the right.
+def mirror_maps(maps: InstanceMaps) -> InstanceMaps:
+    """Maps of mirrored images as maps of the images, or the reverse: columns in reverse order, dx with its sign turned.
 
-    So a mirrored image meets the cells of a network where it would meet them alone. Doing it twice changes nothing.
-
-    Args:
-        values: Any dtype.
-        widths: B numbers of columns that are no padding.
-
-    >>> mirror_columns(torch.tensor([[[1, 2, 3, 0]], [[4, 5, 6, 7]]]), (3, 4)).tolist()
-    [[[3, 2, 1, 0]], [[7, 6, 5, 4]]]
+    >>> zero, offsets = torch.zeros(1, 1, 1, 2), torch.tensor([[[[0, 0]], [[1, 3]]]])
+    >>> mirror_maps(InstanceMaps(zero, zero, offsets)).offset_field[0, 1].tolist()
+    [[-3, -1]]
     """
-    if all(width == values.shape[-1] for width in widths):
-        return values.flip(-1)
-    return torch.stack([torch.cat([v[..., :w].flip(-1), v[..., w:]], -1) for v, w in zip(values, widths, strict=True)])
-
-
-def mirror_maps(maps: InstanceMaps, widths: Sequence[int]) -> InstanceMaps:
-    """Maps of mirrored images as maps of the images, or the reverse: see ``mirror_columns``; dx changes its sign."""
-    logits, heatmap, offsets = (mirror_columns(values, widths) for values in maps)
+    logits, heatmap, offsets = (values.flip(-1) for values in maps)
     return InstanceMaps(logits, heatmap, offsets * offsets.new_tensor([1, -1])[:, None, None])
 
 
@@ -52,7 +40,7 @@ def average_maps(views: Iterable[InstanceMaps], *, average_offsets: bool) -> Ins
 
     >>> zero = torch.zeros(1, 1, 1, 2)
     >>> one = InstanceMaps(zero, torch.tensor([[[[1.0, 0.0]]]]), torch.zeros(1, 2, 1, 2))
-    >>> average_maps([one, mirror_maps(one, (2,))], average_offsets=False).center_heatmap.tolist()
+    >>> average_maps([one, mirror_maps(one)], average_offsets=False).center_heatmap.tolist()
     [[[[0.5, 0.5]]]]
     """
     count = 0
