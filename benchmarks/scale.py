@@ -203,7 +203,7 @@ def measure_opening(kind: Kind, root: str) -> Opening:
     names = list(split.names)
     images = names if isinstance(split.images, ImageFiles) else list(split.images)
     lists = Split(names, images)  # type: ignore[arg-type]
-    return Opening(taken, peak, kept, _private_growth(split), _private_growth(lists))
+    return Opening(taken, peak, kept, private_growth(split), private_growth(lists))
 
 
 def profile_opening(kind: Kind, root: str) -> str:
@@ -217,7 +217,7 @@ def _memory(what: str, path: Path) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith(what)) * 1024 / 1e6
 
 
-def _private_growth(split: Split) -> float:
+def private_growth(split: Split) -> float:
     """MB that a worker process comes to own by reading all of a split instead of little of it."""
     if not SHARING.exists():
         return 0.0

@@ -108,7 +108,7 @@ def compare_classifiers(chain: Chain) -> None:
         rows.append({"name": name, "tag_map": tags["scores"]["test/map"]} | cues)
         chain.write("cues", {"split": "val_instances, tags given", "rows": rows})
     given = ["--config", "configs/voc_small/classifier.yaml", f"--data.init_args.root={chain.root}", "--split", "val"]
-    given += ["--checkpoints", *checkpoints, "--labels", *CLASSIFIERS, "--images", "6", "--cue_threshold", "0.2"]
+    given += ["--checkpoints", *checkpoints, "--labels", *CLASSIFIERS, "--images", "6", "--cue_threshold", "0.7"]
     command("sheet", *given, "--output", str(chain.results / "activation_maps.png"))
 
 

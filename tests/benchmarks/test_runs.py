@@ -11,9 +11,9 @@ from benchmarks.__main__ import BENCHMARKS, main
 
 
 def test_results_are_stored_with_machine_and_bars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["waits", "throughput", "growth", "--device", "cpu", "--threads", "1", "--quick", "--results", str(tmp_path)])
+    main(["waits", "throughput", "--device", "cpu", "--threads", "1", "--quick", "--results", str(tmp_path)])
     contents = {path.stem: json.loads(path.read_text()) for path in tmp_path.iterdir()}
-    assert set(contents) == {"waits_cpu", "throughput_cpu", "growth_cpu"}
+    assert set(contents) == {"waits_cpu", "throughput_cpu"}
     for content in contents.values():
         assert content["machine"]["quick"] and content["machine"]["threads"] == 1
         assert all(isinstance(row["value"], float | int) for row in content["rows"])

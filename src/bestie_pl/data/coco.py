@@ -210,7 +210,8 @@ def _read(path: Path) -> str:
     return read_text(path, "a COCO annotation file; check root and the annotation arguments")
 
 
-_SPACE = re.compile(r"[ \t\n\r]*")
+_MARK = re.compile(r"[ \t\n\r]*(.?)[ \t\n\r]*", re.DOTALL)
+"""A character with the space around it."""
 
 
 def _parse(text: str, path: Path, take: Callable[[Any, int, int], None]) -> dict[str, Any]:
@@ -220,15 +221,11 @@ def _parse(text: str, path: Path, take: Callable[[Any, int, int], None]) -> dict
     """
     decode = json.JSONDecoder().raw_decode
 
-    def skip(at: int) -> int:
-        space = _SPACE.match(text, at)
-        return space.end() if space else at
-
     def step(at: int, *expected: str) -> tuple[str, int]:
-        at = skip(at)
-        if text[at : at + 1] not in expected:
-            raise json.JSONDecodeError(f"Expecting {' or '.join(expected)}", text, at)
-        return text[at], skip(at + 1)
+        found = _MARK.match(text, at)
+        if found is None or found[1] not in expected:
+            raise json.JSONDecodeError(f"Expecting {' or '.join(expected)}", text, found.start(1) if found else at)
+        return found[1], found.end()
 
     def enter(at: int, opening: str, closing: str) -> tuple[str, int]:
         mark, at = step(at, opening)
@@ -256,7 +253,7 @@ def _parse(text: str, path: Path, take: Callable[[Any, int, int], None]) -> dict
         if at < len(text):
             raise json.JSONDecodeError("Extra data", text, at)
 
-    if text.startswith("[", skip(0)):
+    if (first := _MARK.match(text)) and first[1] == "[":
         raise ValueError(f"{path}: holds a list; expected a COCO annotation file with `images` and `categories`")
     try:
         return dict(members())

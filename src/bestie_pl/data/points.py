@@ -285,11 +285,11 @@ def _unknown(record: dict[str, Any], fields: set[str]) -> Iterator[str]:
 
 
 def _read_csv(path: Path) -> PointSet:
-    builder = PointSetBuilder(path)
-    before, row = None, -1
+    builder, before, row = PointSetBuilder(path), None, -1
+    file = str(path)  # once: there may be millions of lines
     for line, fields in csv_rows(path, HEADER, optional=1):
         image, x, y, name, confidence = (*fields, "1")[:5]
-        where = f"{path}: line {line}"
+        where = f"{file}: line {line}"
         if image != before:  # mostly an image's points stand together
             before, row = image, builder.image(image, where=where, again=True)
         if x or y or name:
