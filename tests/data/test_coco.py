@@ -107,6 +107,13 @@ def test_all_kinds_of_masks_are_read(coco_folder):
     assert len(nothing.references) == 0 and nothing.references.size == (H, W) and not nothing.tags.any()
 
 
+def test_areas_are_those_of_the_file_or_of_the_masks(coco_folder):
+    edit(coco_folder, lambda c: [a.update(area=area) for a, area in zip(c["annotations"], (16.5, None), strict=False)])
+    data = module(coco_folder)
+    data.setup("validate")
+    assert data.datasets["val"][0].references.area.tolist() == [16.5, 400, 96]
+
+
 def test_crowds_are_tagged_but_no_instances(coco_folder):
     edit(coco_folder, lambda content: content["annotations"].pop(0))
     data = module(coco_folder, label_quality=True)
@@ -188,6 +195,10 @@ def test_missing_files(coco_folder):
         *(
             (lambda c, value=value: c["annotations"][1].update(segmentation=[[4, 4, 24, 4, 24, value]]), "8: no mask")
             for value in (None, "4", float("nan"), [4])
+        ),
+        *(
+            (lambda c, area=area: c["annotations"][1].update(area=area), "annotation 8: area .*; expected a number")
+            for area in ("4", -1, float("inf"))
         ),
         (lambda c: c["annotations"][2].update(id=7), "2 annotations have the id 7; expected each once"),
         (lambda c: c["categories"].append({"id": 9, "name": "pen"}), "2 categories have the name 'pen'"),
