@@ -35,7 +35,7 @@ MOST_MEMORY = 2.0
 
 
 class Report(NamedTuple):
-    """What one process found: a digest of all scores, seconds of both phases, GB at start and peak, bytes it sends."""
+    """What one process found: a digest of all scores, CPU s of both phases, GB at start and peak, bytes it sends."""
 
     scores: str
     update: float
@@ -61,8 +61,8 @@ def run(settings: Settings) -> list[Row]:
         name = f"{images:,} images with {MASKS} masks, {count} {'process' if count == 1 else 'processes'}"
         slowest = max(report.update for report in reports)
         rows += [
-            Row(f"{name}: matching and coding as the images come", slowest, "s"),
-            Row(f"{name}: exchange and scores", max(report.compute for report in reports), "s"),
+            Row(f"{name}: matching and coding as the images come", slowest, "CPU s"),
+            Row(f"{name}: exchange and scores", max(report.compute for report in reports), "CPU s"),
             Row(f"{name}: sent by a process", max(report.sent for report in reports) / 1e6, "MB"),
         ]
         if count > 1:

@@ -63,7 +63,6 @@ def main() -> None:
         sets[name] = {
             "ground_truth_used": results["coco"]["ground_truth_used"],
             "data": COMMON | settings,
-            "seconds": {kind: result["seconds"] for kind, result in results.items()},
             "scores": scores,
         }
     content = {
