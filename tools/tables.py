@@ -83,10 +83,19 @@ def speed_table() -> str:
     return "\n".join([*lines, "", "<sub>From `benchmarks/results/*_cpu.json`, `make bench`.</sub>"])
 
 
+def stages_table() -> str:
+    """Images a second, with what takes the time."""
+    content = json.loads((ROOT / "benchmarks/results/stages_cpu.json").read_text())
+    lines = ["| stage on a CPU | images/s | most time in |", "| --- | --- | --- |"]
+    lines += [f"| {row['name']} | {row['value']:.3g} | {row['limited_by']} |" for row in content["rows"]]
+    origin = f"`benchmarks/results/stages_cpu.json`, {content['machine']['threads']} threads, `{content['command']}`"
+    return "\n".join([*lines, "", f"<sub>From {origin}.</sub>"])
+
+
 def rendered(name: str) -> str:
     """A Markdown table with a line that says where it comes from."""
-    if name == "speed":
-        return speed_table()
+    if name in ("speed", "stages"):
+        return {"speed": speed_table, "stages": stages_table}[name]()
     path, make = TABLES[name]
     content = json.loads((ROOT / path).read_text())
     rows = make(content)

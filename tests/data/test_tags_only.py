@@ -23,7 +23,7 @@ def make_data(root: Path, **settings: Any) -> ShapesDataModule:
 
 
 def with_trainer(data: ShapesDataModule, *, training: bool) -> ShapesDataModule:
-    data.trainer = SimpleNamespace(world_size=1, global_rank=0, training=training)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0, training=training, limit_val_batches=1)  # type: ignore[assignment]
     return data
 
 
