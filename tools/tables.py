@@ -65,6 +65,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[list[str]]]]] = {
     "table4": ("results/shapes/table4.json", partial(seeds_table, columns={"maps_miou": "mIoU of the maps"} | HEAD)),
     "table5": ("results/shapes/table5.json", seeds_table),
     "shares": ("results/shapes/shares.json", partial(seeds_table, columns={"share": "share of full"} | HEAD)),
+    "test_time": ("results/shapes/test_time.json", partial(seeds_table, columns=HEAD | {"coco_ap": "COCO AP"})),
     "classifiers": ("results/shapes/classifiers.json", partial(seeds_table, columns=CLASSIFIER_COLUMNS)),
     "photograph_maps": ("results/voc_small/semantic_maps.json", maps_table),
     "photographs": ("results/voc_small/instances.json", photographs_table),
