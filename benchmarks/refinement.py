@@ -92,13 +92,16 @@ def run(settings: Settings) -> list[Row]:
     for recipe in RECIPES:
         calls = {classes: partial(refine, scene, recipe) for classes, scene in scenes.items()}
         taken = alternating(calls, settings)
-        why = busiest(lambda r=recipe: refine(scenes[80], r), settings)
         rows += [Row(f"{recipe} recipe, C={classes}", value, "s") for classes, value in taken.items()]
-        grown = taken[80] / taken[20]
-        name = f"{recipe} recipe: C=80 against C=20"
-        rows.append(Row(name, grown, "x", 1.2, "1.0", True, why, NEXT_STEPS[recipe]))
+        then = NEXT_STEPS[recipe]
         if not settings.cuda:
-            rows.append(_processor_seconds(scenes[20], recipe, settings))
+            torch.set_num_threads(1)
+            taken = alternating(calls, settings, cpu_time=True)
+            torch.set_num_threads(settings.threads)
+            name, why = f"{recipe} recipe: CPU seconds a batch, one thread", busiest(calls[20], settings)
+            rows.append(Row(name, taken[20], "s", 0.25, "0.05", True, why, then))
+        name, why = f"{recipe} recipe: C=80 against C=20", busiest(calls[80], settings)
+        rows.append(Row(name, taken[80] / taken[20], "x", 1.2, "1.0", True, why, then))
     rows.append(Row("points, C=20", seconds(lambda: _refine_from_points(scenes[20]), settings), "s"))
     for name, some in (("few components", make(20)), ("many components", make(20, fragments=60))):
         rows.append(Row(f"{name}, number", len(some.components().area) - 1, "components"))
@@ -114,15 +117,6 @@ def _refine_from_points(scene: Scene) -> LabeledInstances:
     return refine_from_points(
         scene.maps.offset_field, scene.classes, scene.cues, recipe="paper", enlargement=scene.enlargement
     )
-
-
-def _processor_seconds(scene: Scene, recipe: Recipe, settings: Settings) -> Row:
-    why = busiest(lambda: refine(scene, recipe), settings)
-    torch.set_num_threads(1)
-    used = seconds(lambda: refine(scene, recipe), settings, cpu_time=True)
-    torch.set_num_threads(settings.threads)
-    name = f"{recipe} recipe: CPU seconds a batch, one thread"
-    return Row(name, used, "s", 0.25, "0.05", True, why, NEXT_STEPS[recipe])
 
 
 def _against_loop(scene: Scene, classes: int, settings: Settings) -> list[Row]:

@@ -93,6 +93,30 @@ def test_one_batch_can_be_learnt(batch: Batch) -> None:
     assert losses[-1] < 0.3 * losses[0]
 
 
+def test_a_compiled_network_trains_the_same(
+    shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With torch's own backend for debugging, which traces the network but generates no code."""
+    calls: list[Any] = []
+    compiled = torch.compile
+
+    def compile_quickly(call: Any, **settings: Any) -> Any:
+        calls.append(call)
+        return compiled(call, backend="eager", **settings)
+
+    monkeypatch.setattr(torch, "compile", compile_quickly)
+    weights = []
+    for compile_network in (False, True):
+        pl.seed_everything(0)
+        module = make_module(compile_network=compile_network)
+        make_trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(module, make_data(shapes_folder))
+        weights.append(module.state_dict())
+        assert len(calls) == compile_network
+    for name, value in weights[0].items():
+        assert torch.allclose(value.float(), weights[1][name].float(), atol=1e-5), name
+    assert weights[0].keys() == weights[1].keys()
+
+
 @pytest.mark.parametrize("recipe", ["paper", "release"])
 @pytest.mark.parametrize("supervision", ["tags", "points"])
 def test_every_recipe_and_supervision_gives_a_finite_loss_and_gradients(
