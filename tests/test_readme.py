@@ -18,7 +18,7 @@ def test_tables_show_the_result_files() -> None:
 
 
 def test_files_and_tests_that_it_names_exist() -> None:
-    for path in re.findall(r"\b((?:configs|results|notebooks|tools)/[\w/]+\.\w+)", README):
+    for path in re.findall(r"(?<![\w/])((?:benchmarks|configs|results|notebooks|tools)/[\w/]+\.\w+)", README):
         assert (REPOSITORY / path).exists(), path
     sources = "".join(path.read_text() for path in (REPOSITORY / "tests").rglob("test_*.py"))
     for name in re.findall(r"`(test_\w+)`", README):
