@@ -260,7 +260,7 @@ def test_the_converted_classifier_gives_the_releases_logits_and_activations(
     aliases = {f"{a}.{kind}": back[f"{n}.{kind}"] for a, n in ALIASES.items() for kind in ("weight", "bias")}
     assert_identical(back | aliases, theirs)
     # The normalised input itself: to undo its normalisation and do it again moves it by 5e-7, which puts one value of
-    # the first peak attention on the other side of its threshold (alpha 0.3) and the logits off by 1 % of their spread.
+    # the second peak attention on the other side of its threshold (alpha 0.3) and the logits off by 1 % of their std.
     assert module.model.mean.flatten().tolist() == pytest.approx(IMAGENET_MEAN)
     assert module.model.std.flatten().tolist() == pytest.approx(IMAGENET_STD)
     x, size = torch.from_numpy(recorded["vgg16pam_x"]), recorded["vgg16pam_cam_size"].tolist()

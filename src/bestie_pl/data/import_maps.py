@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from bestie_pl.data.files import check_size, read_label_map
+from bestie_pl.data.files import check_size, in_one_move, read_label_map
 from bestie_pl.structures import IGNORE
 
 SUFFIXES = (".png", ".npy")
@@ -36,16 +34,8 @@ def indexed_image(values: NDArray[np.uint8]) -> Image.Image:
 
 def write_semantic(path: Path, semantic: Tensor) -> None:
     """Write a semantic map (H, W) uint8 as a palette PNG, in one move: the file is complete or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            indexed_image(semantic.cpu().numpy()).save(file, format="PNG")
-        os.chmod(temporary, 0o644)  # mkstemp's files are private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with in_one_move(path) as temporary:
+        indexed_image(semantic.cpu().numpy()).save(temporary, format="PNG")
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from bestie_pl.data.files import in_one_move
 from bestie_pl.structures import IGNORE
 
 Picture = npt.NDArray[np.uint8]
@@ -152,13 +151,5 @@ def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, ro
 
 def write_picture(path: Path, image: Image.Image) -> None:
     """Write a PNG file in one move: it is complete or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            image.save(file, format="PNG")
-        os.chmod(temporary, 0o644)  # mkstemp's files are private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with in_one_move(path) as temporary:
+        image.save(temporary, format="PNG")
