@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch.nn import functional as F
 
 from bestie_pl.data.shapes import ShapesDataModule
 from bestie_pl.modules.bestie import BestieModule
@@ -122,6 +123,23 @@ def test_predicted_maps_hold_tagged_classes_at_the_original_size() -> None:
     assert agreement is None
     logits = plain(batch.images)
     assert torch.equal(maps[0], logits[0].argmax(0)[:61, :33].byte())
+
+
+def test_predicted_maps_are_of_probabilities_averaged_over_scales() -> None:
+    torch.manual_seed(0)
+    settings = {**SMALL, "mirror": False, "refine": None, "use_tags": False}
+    one, two = (SemanticModule(5, **settings, scales=scales).eval() for scales in ([1.0], [1.0, 2.0]))
+    two.load_state_dict(one.state_dict())
+    batch = batch_of(torch.rand(1, 3, 40, 64), ((40, 64),), torch.ones(1, 5, dtype=torch.bool))
+    small = one(batch.images).softmax(1)
+    large = F.avg_pool2d(two(F.interpolate(batch.images, scale_factor=2.0, mode="bilinear")).softmax(1), 2)
+    best = ((small + large) / 2).topk(2, 1)
+    lead = (best.values[:, 0] - best.values[:, 1])[0]
+    sure = lead > lead.median()
+    maps, _ = two.predict_step(batch, 0)
+    assert torch.equal(maps[0][sure], best.indices[0, 0].byte()[sure])
+    with pytest.raises(ValueError, match="scales"):
+        SemanticModule(5, **settings, scales=[0.0])
 
 
 def test_bestie_starts_from_the_semantic_round(semantic_checkpoint: Path, shapes_folder: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.nn import functional as F
 
 from bestie_pl.metrics.semantic import SemanticIoU
 from bestie_pl.models.bestie import BestieModel
@@ -51,6 +52,7 @@ class SemanticModule(pl.LightningModule):
         use_tags: ``predict`` allows an image its tagged classes only. That is what cleans the maps of training images;
             switch it off for images without tags. Validation and test never look at tags.
         mirror: ``predict`` averages the probabilities with those of the mirrored image.
+        scales: Sizes relative to the image at which ``predict`` sees it; the probabilities are averaged.
         refine: ``pamr`` refines the probabilities by the colours of the image; null leaves them as they are. Scores of
             refined maps are logged beside the others and say so in their names.
         pamr_iterations: Rounds of this refinement.
@@ -74,6 +76,7 @@ class SemanticModule(pl.LightningModule):
         recipe: Recipe = "paper",
         use_tags: bool = True,
         mirror: bool = True,
+        scales: Sequence[float] = (1.0,),
         refine: Literal["pamr"] | None = "pamr",
         pamr_iterations: int = ITERATIONS["network"],
         optimizer: Literal["adam", "adamw"] = "adam",
@@ -88,11 +91,13 @@ class SemanticModule(pl.LightningModule):
         names = tuple(class_names) if class_names is not None else tuple(f"class{c}" for c in range(num_classes))
         if len(names) != num_classes:
             raise ValueError(f"class_names has {len(names)} names for num_classes={num_classes}; give one name a class")
-        class_names = list(names)  # a checkpoint holds plain types only
+        if not scales or min(scales) <= 0:
+            raise ValueError(f"scales must be positive numbers, at least one, got {list(scales)}")
+        class_names, scales = list(names), list(scales)  # a checkpoint holds plain types only
         self.save_hyperparameters()
         self.num_classes, self.class_names = num_classes, names
         self.recipe: Recipe = recipe
-        self.use_tags, self.mirror = use_tags, mirror
+        self.use_tags, self.mirror, self.scales = use_tags, mirror, tuple(scales)
         self.refine, self.pamr_iterations = refine, pamr_iterations
         self.backbone_weights = backbone_weights
         self.optimizer_name, self.lr, self.backbone_lr_factor = optimizer, lr, backbone_lr_factor
@@ -140,16 +145,15 @@ class SemanticModule(pl.LightningModule):
 
     @torch.no_grad()
     def predict_step(self, batch: Batch, batch_idx: int) -> SemanticPrediction:
-        """Maps of a batch at the original sizes, with tags, mirror image and refinement as configured."""
+        """Maps of a batch at the original sizes, with tags, mirror image, scales and refinement as configured."""
         tags = batch.tags if self.use_tags else None
-        logits = self(batch.images)
+        logits = self._at_scales(batch.images)
         agreement = None
         if self.mirror:
-            mirrored = self(batch.images.flip(-1)).flip(-1)
+            mirrored = self._at_scales(batch.images.flip(-1)).flip(-1)
             same = predict_semantic(logits, tags=tags) == predict_semantic(mirrored, tags=tags)
             agreement = tuple(float(s[:h, :w].float().mean()) for s, (h, w) in zip(same, batch.sizes, strict=True))
-            # the logarithm of the mean probability
-            logits = torch.logaddexp(logits.log_softmax(1), mirrored.log_softmax(1)) - math.log(2)
+            logits = _mean_probabilities([logits, mirrored])
         if self.refine == "pamr":
             logits = self._refined(logits, batch, tags)
         return SemanticPrediction(_maps(logits, batch, tags), agreement)
@@ -169,6 +173,19 @@ class SemanticModule(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the scores."""
         self._log_scores("test")
+
+    def _at_scales(self, images: Tensor) -> Tensor:
+        """Logarithms (B, C + 1, H, W) of the class probabilities, averaged over the scales."""
+        size = (images.shape[-2], images.shape[-1])
+        views = []
+        for scale in self.scales:
+            seen = tuple(max(1, round(side * scale)) for side in size)
+            if seen == size:
+                views.append(self(images))
+            else:
+                logits = self(F.interpolate(images, seen, mode="bilinear", antialias=scale < 1))
+                views.append(F.interpolate(logits, size, mode="bilinear", antialias=scale > 1))
+        return _mean_probabilities(views)
 
     def _refined(self, logits: Tensor, batch: Batch, tags: Tensor | None = None) -> Tensor:
         return refine_logits(logits, batch.images, sizes=batch.sizes, tags=tags, iterations=self.pamr_iterations)
@@ -200,6 +217,11 @@ class SemanticModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another network with one clear message."""
         refuse_other_network(checkpoint, self.hparams)
+
+
+def _mean_probabilities(views: Sequence[Tensor]) -> Tensor:
+    """Logarithm of the mean of the views' class probabilities, from their logits."""
+    return torch.stack([logits.log_softmax(1) for logits in views]).logsumexp(0) - math.log(len(views))
 
 
 def _maps(logits: Tensor, batch: Batch, tags: Tensor | None = None) -> tuple[Tensor, ...]:
