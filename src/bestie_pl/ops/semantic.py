@@ -18,8 +18,8 @@ CONTRAST = 0.1
 """A colour difference of this many local standard deviations lowers an affinity by a factor e."""
 
 BACKGROUND = 0.2
-"""Activation below which a pixel is background. With ``BAND``, what is below 0.05 or above 0.35 is certain, close to the
-published 0.05 and 0.30 (IRNet, CVPR 2019); fixed once, on generated scenes that no reported score is of."""
+"""Activation below which a pixel is background. With ``BAND``, what is below 0.05 or above 0.35 is certain, close to
+the published 0.05 and 0.30 (IRNet, CVPR 2019); fixed once, on generated scenes that no reported score is of."""
 
 BAND = 0.15
 """Activations this close to the background threshold decide nothing."""
