@@ -88,6 +88,16 @@ def test_fit_test_predict_and_a_second_fit(shapes_folder: Path, tmp_path: Path) 
     assert (tmp_path / "logs" / "version_3").is_dir()
 
 
+def test_runs_without_a_folder_of_their_own_follow_each_other(shapes_folder: Path, tmp_path: Path) -> None:
+    """Lightning's Weights & Biases logger has one folder for all runs, as has a training without logger."""
+    arguments = ["--config", "configs/shapes/points.yaml", *shapes_arguments(tmp_path, shapes_folder)]
+    for steps in (1, 2):
+        run(
+            "fit", *arguments, "--trainer.logger=false", f"--trainer.max_steps={steps}", "--trainer.limit_val_batches=0"
+        )
+        assert yaml.safe_load((tmp_path / "config.yaml").read_text())["trainer"]["max_steps"] == steps
+
+
 @pytest.mark.parametrize("config", sorted(str(path.relative_to(REPOSITORY)) for path in CONFIGS.glob("shapes/*.yaml")))
 def test_every_shapes_configuration_runs(config: str, shapes_folder: Path, tmp_path: Path) -> None:
     # maps and cues that another command has to make before, from those that come with the scenes

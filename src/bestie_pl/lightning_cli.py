@@ -186,6 +186,8 @@ def run(args: list[str] | None = None) -> None:
         parser_class=BestieParser,
         parser_kwargs={"prog": "bestie-pl"},
         seed_everything_default=SEED,
+        # Weights & Biases, and no logger at all, have one folder for all runs
+        save_config_kwargs={"overwrite": True},
         # every image is evaluated once: the data modules bring their own samplers
         trainer_defaults={"use_distributed_sampler": False},
         load_from_checkpoint_support=False,
