@@ -17,7 +17,7 @@ def main() -> None:
     """Write ``figure6.png`` and ``figure7.png`` beside the numbers."""
     rows = json.loads((FOLDER / "curves.json").read_text())["rows"]
     poolings = sorted({row["name"].split(": ")[0] for row in rows})
-    draw(rows, poolings, FOLDER / "figure6.png", "true positives of an epoch", labels)
+    draw(rows, poolings, FOLDER / "figure6.png", "objects of the training crops with a right label (%)", labels)
     draw(rows, poolings, FOLDER / "figure7.png", "mAP50 on validation images (%)", scores)
 
 
@@ -37,9 +37,10 @@ def draw(rows: list[dict[str, Any]], poolings: list[str], path: Path, what: str,
 
 
 def labels(axes: Axes, name: str, seeds: list[dict[str, Any]]) -> None:
-    """True positives of the pseudo labels, and of the refined ones if there are any."""
-    for kind, style in (("pseudo", "--"), ("refined", "-")):
-        line(axes, f"{name}: {kind}", seeds, f"train/{kind}/true_positives", style, 1)
+    """True positives as a share of all objects, since the last epoch is cut short; later rows have PAM's pseudo labels."""
+    if name in ("none", "PAM"):
+        line(axes, f"{name}: pseudo", seeds, "train/pseudo/recall", "--", 100)
+    line(axes, f"{name}: refined", seeds, "train/refined/recall", "-", 100)
 
 
 def scores(axes: Axes, name: str, seeds: list[dict[str, Any]]) -> None:

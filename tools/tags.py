@@ -55,8 +55,8 @@ SOURCES = {
 
 DATA = ("--data.init_args.clutter=0.25", "--data.init_args.generator_seed=1")
 """The scenes of configs/shapes/tags.yaml, for configurations that are written for others."""
-CURVES = ("train/pseudo/true_positives", "train/refined/true_positives", "train/pseudo/precision")
-CURVES += ("train/refined/precision", "val/map50")
+FIGURES = ("true_positives", "recall", "precision")
+CURVES = ("val/map50", *(f"train/{labels}/{figure}" for labels in ("pseudo", "refined") for figure in FIGURES))
 METRIC_OF = {"classifiers": "instances_with_one_cue"}
 KINDS = {"full": "full supervision", "points": "points", "tags": "tags"}
 CUE_THRESHOLD = 0.2
