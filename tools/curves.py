@@ -37,7 +37,7 @@ def draw(rows: list[dict[str, Any]], poolings: list[str], path: Path, what: str,
 
 
 def labels(axes: Axes, name: str, seeds: list[dict[str, Any]]) -> None:
-    """True positives as a share of all objects, since the last epoch is cut short; later rows have PAM's pseudo labels."""
+    """True positives, as a share of all objects as the last epoch is cut short; later rows have PAM's pseudo labels."""
     if name in ("none", "PAM"):
         line(axes, f"{name}: pseudo", seeds, "train/pseudo/recall", "--", 100)
     line(axes, f"{name}: refined", seeds, "train/refined/recall", "-", 100)
