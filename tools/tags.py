@@ -58,7 +58,14 @@ DATA = ("--data.init_args.clutter=0.25", "--data.init_args.generator_seed=1")
 FIGURES = ("true_positives", "recall", "precision")
 CURVES = ("val/map50", *(f"train/{labels}/{figure}" for labels in ("pseudo", "refined") for figure in FIGURES))
 METRIC_OF = {"classifiers": "instances_with_one_cue"}
-KINDS = {"full": "full supervision", "points": "points", "tags": "tags"}
+KINDS = {
+    "full": ("full supervision", "full"),
+    "points": ("points", "full"),
+    "tags": ("tags", "full"),
+    "full_longer": ("full supervision, longer", "full_longer"),
+    "iteration1": ("tags, another round", "full_longer"),
+}
+"""What is compared with full supervision, and with which: one that has as many steps in all."""
 CUE_THRESHOLD = 0.2
 """That of configs/shapes/tags.yaml."""
 
@@ -85,11 +92,10 @@ class Seed:
         self._classifier("ngwp_cam")
         self.stages["semantic"] = Stage(self._semantic_round, ("ngwp_cam",))
         self._training("tags", [self._cues("ngwp_cam"), *self._retrained])
-        whole = sum(steps for steps in (self.steps["semantic"] or 250, self.steps["masks"] or 400))
-        self.stages["full"] = Stage(lambda: self._fit("full", "full", [], steps=whole))
+        self._full("full", 1)
         self._training("points", self._retrained, config="points")
-        for name in ("tags", "full", "points"):
-            self._tested_refined(name)
+        for name, config in (("tags", "tags"), ("full", "full"), ("points", "points")):
+            self._tested_refined(name, config)
         for pooling in reversed(POOLINGS):
             for kind in ("cam", "pam"):
                 self._classifier(f"{pooling}_{kind}")
@@ -102,6 +108,9 @@ class Seed:
             self._training(f"table4/{source}", given, after=("CAM",))
         for number in (1, 2):
             self._iteration(number)
+        self._full("full_longer", 2)
+        for name, config in (("full_longer", "full"), ("iteration1", "tags")):
+            self._tested_refined(name, config)
 
     @property
     def name(self) -> str:
@@ -158,6 +167,11 @@ class Seed:
         maps.append(f"--trainer.callbacks.output_dir={self.name}/Retrained_maps")
         return self._once(folder, [["fit", *given], ["predict", *given, *maps, "--ckpt_path=last"]])
 
+    def _full(self, name: str, trainings: int) -> None:
+        """True instances, for as many steps as the semantic round and so many trainings from tags have in all."""
+        steps = (self.steps["semantic"] or 250) + trainings * (self.steps["masks"] or 400)
+        self.stages[name] = Stage(lambda: self._fit(name, "full", [], steps=steps))
+
     def _training(self, name: str, overrides: Sequence[str], after: Sequence[str] = (), config: str = "tags") -> None:
         self.stages[name] = Stage(lambda: self._fit(name, config, overrides), (*after, "semantic"))
 
@@ -179,9 +193,8 @@ class Seed:
 
         self.stages[name] = Stage(run, (before,))
 
-    def _tested_refined(self, name: str) -> None:
+    def _tested_refined(self, name: str, config: str) -> None:
         checkpoint = self.folder / name / "checkpoints/last.ckpt"
-        config = {"tags": "tags", "points": "points", "full": "full"}[name]
         given = ["--model.init_args.refine_at_test=pamr"]
         self.stages[f"{name}_refined"] = Stage(
             lambda: self._fit(f"{name}_refined", config, given, checkpoint=checkpoint), (name,)
@@ -270,8 +283,8 @@ def add_seed(folder: Path, seed: int, results: dict[str, dict[str, Any]]) -> Non
     for number in range(3):
         add("table5", f"iteration {number}", scores_of, f"iteration{number}" if number else "tags")
     for suffix, label in (("", ""), ("_refined", ", refined at test")):
-        for kind in ("full", "points", "tags"):
-            add("shares", f"{KINDS[kind]}{label}", shares_of, f"{kind}{suffix}", f"full{suffix}")
+        for kind, (name, reference) in KINDS.items():
+            add("shares", f"{name}{label}", shares_of, f"{kind}{suffix}", f"{reference}{suffix}")
     for name in CLASSIFIERS:
         add("classifiers", name, figures_of_classifier, name)
     switches = {f"{label}: {row}": ROWS[row] for label in POOLINGS.values() for row in ROWS}
