@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -50,6 +51,7 @@ def fit_and_test(
     if done.exists():
         content: dict[str, Any] = json.loads(done.read_text())
         return content
+    clear(folder)
     log = folder / "output.txt" if quiet else None
     shared = ["--config", config, f"--trainer.default_root_dir={folder}", *overrides]
     if quiet:
@@ -69,6 +71,12 @@ def fit_and_test(
     }
     write_json(done, content)
     return content
+
+
+def clear(folder: Path) -> None:
+    """Remove what an interrupted run left: its checkpoint could be taken for the new one."""
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def write_table(

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiment import METRICS, ROOT, command, fit_and_test, write_json
+from experiment import METRICS, ROOT, clear, command, fit_and_test, write_json
 
 from bestie_pl.modules.callbacks import environment
 
@@ -53,6 +53,8 @@ SOURCES = {
 }
 """Table 4: where the semantic maps come from. All start from ImageNet: the semantic round learnt from one of them."""
 
+ANEW = "--trainer.callbacks.overwrite=true"
+"""Cues and maps of an earlier network are not kept."""
 DATA = ("--data.init_args.clutter=0.25", "--data.init_args.generator_seed=1")
 """The scenes of configs/shapes/tags.yaml, for configurations that are written for others."""
 FIGURES = ("true_positives", "recall", "precision")
@@ -139,7 +141,7 @@ class Seed:
 
     def _classifier(self, name: str) -> None:
         folder, overrides = self.folder / name, CLASSIFIERS[name]
-        maps = ["--trainer.callbacks=CueWriter", "--trainer.callbacks+=SemanticMapWriter"]
+        maps = ["--trainer.callbacks=CueWriter", ANEW, "--trainer.callbacks+=SemanticMapWriter", ANEW]
         maps.append(f"--trainer.callbacks.output_dir={self.name}/{name}/CAM_maps")
         given = ["--config", "configs/shapes/classifier.yaml", *overrides, self._cues(name)]
         given += self._shared(folder, self.steps["classifier"])
@@ -156,14 +158,14 @@ class Seed:
         folder = self.folder / "CAM"
         given = ["--config", "configs/shapes/classifier.yaml", *CLASSIFIERS["ngwp_cam"], *self._shared(folder, None)]
         given.append(f"--ckpt_path={self.folder / 'ngwp_cam/checkpoints/last.ckpt'}")
-        given += ["--trainer.callbacks=SemanticMapWriter", f"--trainer.callbacks.output_dir={self.name}/CAM"]
+        given += ["--trainer.callbacks=SemanticMapWriter", ANEW, f"--trainer.callbacks.output_dir={self.name}/CAM"]
         return self._once(folder, [["predict", *given, "--trainer.callbacks.iterations=0"]])
 
     def _semantic_round(self) -> dict[str, Any]:
         folder, before = self.folder / "semantic", f"{self.name}/ngwp_cam/CAM_maps"
         given = ["--config", "configs/shapes/semantic.yaml", f"--data.init_args.semantic_dir={before}"]
         given += [self._cues("ngwp_cam"), *self._shared(folder, self.steps["semantic"])]
-        maps = ["--trainer.callbacks=SemanticMapWriter", f"--trainer.callbacks.earlier_dir={before}"]
+        maps = ["--trainer.callbacks=SemanticMapWriter", ANEW, f"--trainer.callbacks.earlier_dir={before}"]
         maps.append(f"--trainer.callbacks.output_dir={self.name}/Retrained_maps")
         return self._once(folder, [["fit", *given], ["predict", *given, *maps, "--ckpt_path=last"]])
 
@@ -221,6 +223,7 @@ class Seed:
         """Run commands unless they were run, and gather the reports that they left."""
         done = folder / "result.json"
         if not done.exists():
+            clear(folder)
             for arguments in commands:
                 command(*arguments, threads=1, log=folder / "output.txt")
             names = ("cue_report", "semantic_maps", "scores_test")

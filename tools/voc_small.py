@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiment import ROOT, command, write_json
+from experiment import ROOT, clear, command, write_json
 
 from bestie_pl.modules.callbacks import environment
 
@@ -29,6 +29,13 @@ CLASSIFIERS = {
 configs/voc_small/classifier.yaml, which goes on."""
 
 ON_VAL = ("--data.init_args.predict_split=val_instances", "--data.init_args.label_quality=true")
+
+ANEW = "--trainer.callbacks.overwrite=true"
+CUES_AND_MAPS = ("--trainer.callbacks=CueWriter", ANEW, "--trainer.callbacks+=SemanticMapWriter", ANEW)
+CUES_AND_MAPS += ("--trainer.callbacks.output_dir=CAM_maps",)
+RETRAINED_MAPS = ("--trainer.callbacks=SemanticMapWriter", ANEW, "--trainer.callbacks.output_dir=Retrained_maps")
+RETRAINED_MAPS += ("--trainer.callbacks.earlier_dir=CAM_maps",)
+"""The writers of the configurations; cues and maps of an earlier network, which the folder may hold, are not kept."""
 
 DECIDED = "--trainer.callbacks.band=0"
 
@@ -55,7 +62,7 @@ def classify(chain: Chain) -> None:
     """The classifier, and the cues and maps that it makes of the training images."""
     chain.run("classifier", "classifier", "fit")
     tags = chain.run("classifier_test", "classifier", "test", reads="classifier", report="scores_test")
-    cues = chain.run("cues_train", "classifier", "predict", reads="classifier", report="cue_report")
+    cues = chain.run("cues_train", "classifier", "predict", CUES_AND_MAPS, "classifier", "cue_report")
     chain.write("classifier", {"scores": tags["scores"], "cues_of_training_images": cues})
 
 
@@ -65,7 +72,7 @@ def make_maps(chain: Chain) -> None:
     For this comparison every pixel is decided, by the threshold in the middle of the band.
     """
     chain.run("semantic", "semantic", "fit")
-    chain.run("maps_train", "semantic", "predict", reads="semantic", report="semantic_maps")
+    chain.run("maps_train", "semantic", "predict", RETRAINED_MAPS, "semantic", "semantic_maps")
     rows = []
     for name, stage, options in (
         ("CAM", "classifier", ["--trainer.callbacks.iterations=0", DECIDED]),
@@ -136,6 +143,7 @@ class Chain:
         folder = self.folder / name
         done = folder / "seconds.json"
         if not done.exists():
+            clear(folder)
             start = time.monotonic()
             given = ["--config", f"configs/voc_small/{config}.yaml", f"--data.init_args.root={self.root}", *options]
             given += [f"--trainer.default_root_dir={folder}", "--trainer.enable_progress_bar=false"]
