@@ -111,7 +111,7 @@ def folder_arguments(data: Path, work: Path, settings: dict[str, Any]) -> dict[s
 
 def run(folder: Path, class_path: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Train and test one configuration."""
-    config = folder / "config.json"  # JSON is YAML too
+    config = folder.parent / f"{folder.name}.json"  # JSON is YAML too; the folder is emptied before a training
     content = {
         "trainer": {"max_steps": STEPS, "gradient_clip_val": 20, "limit_val_batches": 0, "accelerator": "cpu"},
         "data": {"class_path": f"bestie_pl.{class_path}", "init_args": settings},

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+ANEW = "--trainer.callbacks.overwrite=true"
+"""Of the writer named before it: cues and maps of an earlier network, which the folder may hold, are not kept."""
 METRICS = ("map25", "map50", "map70", "map75", "miou")
 
 

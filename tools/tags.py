@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiment import METRICS, ROOT, clear, command, fit_and_test, write_json
+from experiment import ANEW, METRICS, ROOT, clear, command, fit_and_test, write_json
 
 from bestie_pl.modules.callbacks import environment
 
@@ -53,8 +53,6 @@ SOURCES = {
 }
 """Table 4: where the semantic maps come from. All start from ImageNet: the semantic round learnt from one of them."""
 
-ANEW = "--trainer.callbacks.overwrite=true"
-"""Cues and maps of an earlier network are not kept."""
 DATA = ("--data.init_args.clutter=0.25", "--data.init_args.generator_seed=1")
 """The scenes of configs/shapes/tags.yaml, for configurations that are written for others."""
 FIGURES = ("true_positives", "recall", "precision")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiment import ROOT, clear, command, write_json
+from experiment import ANEW, ROOT, clear, command, write_json
 
 from bestie_pl.modules.callbacks import environment
 
@@ -30,12 +30,11 @@ configs/voc_small/classifier.yaml, which goes on."""
 
 ON_VAL = ("--data.init_args.predict_split=val_instances", "--data.init_args.label_quality=true")
 
-ANEW = "--trainer.callbacks.overwrite=true"
 CUES_AND_MAPS = ("--trainer.callbacks=CueWriter", ANEW, "--trainer.callbacks+=SemanticMapWriter", ANEW)
 CUES_AND_MAPS += ("--trainer.callbacks.output_dir=CAM_maps",)
 RETRAINED_MAPS = ("--trainer.callbacks=SemanticMapWriter", ANEW, "--trainer.callbacks.output_dir=Retrained_maps")
 RETRAINED_MAPS += ("--trainer.callbacks.earlier_dir=CAM_maps",)
-"""The writers of the configurations; cues and maps of an earlier network, which the folder may hold, are not kept."""
+"""The writers of the configurations."""
 
 DECIDED = "--trainer.callbacks.band=0"
 
