@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +12,7 @@ import torch
 
 from benchmarks import evaluation, inference, pipeline, refinement, scale, stages, step, throughput
 from benchmarks.measure import Row, Settings, describe_machine
+from bestie_pl.data.files import write_json
 
 BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
     "refinement": refinement.run,
@@ -78,10 +77,7 @@ def store(path: Path, rows: Sequence[Row], settings: Settings, command: str, dur
             for row in rows
         ],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
+    write_json(path, content)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiment import ROOT, command, fit_and_test, write_json
+from experiment import ROOT, command, fit_and_test
 
 from bestie_pl.data.coco import read_categories
+from bestie_pl.data.files import write_json
 from bestie_pl.modules.callbacks import environment
 
 STEPS = 200

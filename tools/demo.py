@@ -14,7 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiment import ROOT, command, fit_and_test, write_json
+from experiment import ROOT, command, fit_and_test
+
+from bestie_pl.data.files import write_json
 
 SCORES = ("map25", "map50", "map70", "map75", "miou")
 STEPS = {"classifier": 400, "semantic": 250, "tags": 400}

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bestie_pl.data.files import write_json
+
 ROOT = Path(__file__).resolve().parents[1]
 ANEW = "--trainer.callbacks.overwrite=true"
 """Of the writer named before it: cues and maps of an earlier network, which the folder may hold, are not kept."""
@@ -109,11 +111,3 @@ def write_table(
     environment = results[next(iter(results))]["environment"]
     command = shlex.join(["python", *sys.argv])
     write_json(path, {"metric": "map50", "command": command, "environment": environment, "rows": rows})
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file in one move."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)

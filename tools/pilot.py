@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiment import ROOT, write_json
+from experiment import ROOT
 from torch import Tensor
 
+from bestie_pl.data.files import write_json
 from bestie_pl.data.samples import collate
 from bestie_pl.data.shapes import ShapesDataModule
 from bestie_pl.metrics.labels import LabelQuality

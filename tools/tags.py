@@ -19,8 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiment import ANEW, METRICS, ROOT, clear, command, fit_and_test, write_json
+from experiment import ANEW, METRICS, ROOT, clear, command, fit_and_test
 
+from bestie_pl.data.files import write_json
 from bestie_pl.modules.callbacks import environment
 
 RESULTS = Path("results/shapes")

@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiment import ROOT, write_json
+from experiment import ROOT
 
+from bestie_pl.data.files import write_json
 from bestie_pl.lightning_cli import run
 
 MIRROR = "--model.init_args.mirror=true"

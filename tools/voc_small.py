@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiment import ANEW, ROOT, clear, command, write_json
+from experiment import ANEW, ROOT, clear, command
 
+from bestie_pl.data.files import write_json
 from bestie_pl.modules.callbacks import environment
 
 RAMP = "--model.init_args.alpha_ramp_steps=250"

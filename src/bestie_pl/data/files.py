@@ -1,10 +1,11 @@
-"""Readers of images, semantic maps, cues and lists, and a writer. Errors name file, finding, expectation and remedy.
+"""Readers of images, semantic maps, cues and lists, and writers. Errors name file, finding, expectation and remedy.
 
 Nothing here opens ground truth (see ``truth``), and nothing imports Lightning: worker processes start fast.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import tempfile
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -118,6 +119,11 @@ def write_text(path: Path, content: str) -> None:
     """Write a text file in one move. A byte of a file name that is no UTF-8 becomes what JSON calls it, u and dcXX."""
     with in_one_move(path) as temporary:
         temporary.write_text(content, encoding="utf-8", errors="backslashreplace")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file in one move."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def find_image(folder: Path, name: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Sequence
@@ -17,16 +16,11 @@ import torch
 from pytorch_lightning.callbacks import BasePredictionWriter, Callback
 from pytorch_lightning.utilities import rank_zero_only
 
-from bestie_pl.data.files import write_text as write_text
+from bestie_pl.data.files import write_json
 from bestie_pl.modules.bestie import BestieModule
 from bestie_pl.modules.drawing import Picture, draw_points, overlay, sheet, to_picture, write_picture
 from bestie_pl.ops.masks import paint
 from bestie_pl.structures import Batch, Instances
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file in one move."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def environment() -> dict[str, str]:

@@ -12,9 +12,9 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
-from bestie_pl.data.files import read_cues
+from bestie_pl.data.files import read_cues, write_json, write_text
 from bestie_pl.metrics.cues import CueQuality
-from bestie_pl.modules.callbacks import environment, write_json, write_text
+from bestie_pl.modules.callbacks import environment
 from bestie_pl.modules.peak_attention import PeakAttentionModule
 from bestie_pl.modules.resume import ResumableWriter, below_root, images_of
 from bestie_pl.structures import Batch, Cues, Instances

@@ -14,11 +14,11 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
 
-from bestie_pl.data.files import require_folder
+from bestie_pl.data.files import require_folder, write_json
 from bestie_pl.data.import_maps import MapFolder, read_if_present, write_semantic
 from bestie_pl.metrics.semantic import SemanticIoU
 from bestie_pl.metrics.semantic_maps import SemanticMapFigures
-from bestie_pl.modules.callbacks import environment, write_json
+from bestie_pl.modules.callbacks import environment
 from bestie_pl.modules.peak_attention import ActivationPrediction
 from bestie_pl.modules.resume import ResumableWriter, below_root, images_of
 from bestie_pl.modules.semantic import SemanticPrediction
