@@ -10,6 +10,7 @@ from pathlib import Path
 from bestie_pl.data.generator.dataset import SHAPE_CLASSES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+LABELS = ("--config", str(REPOSITORY / "configs/labels.yaml"))
 
 
 def run(*arguments: str) -> None:
@@ -41,9 +42,7 @@ def test_predictions_are_the_labels_of_the_next_round(shapes_folder: Path, tmp_p
     shutil.copytree(root / "Center_points", root / "Peak_points")
     first = arguments(root, tmp_path / "first")
     run("fit", *first, "--trainer.max_steps=2")
-    # what the method knows of its training images: their tags
-    oracle = ["--model.init_args.oracle=tags", "--model.init_args.mirror=true", "--model.init_args.test_threshold=1e-6"]
-    run("predict", *first, *oracle, "--data.init_args.predict_split=train", "--ckpt_path=last")
+    run("predict", *first, *LABELS, "--model.init_args.test_threshold=1e-6", "--ckpt_path=last")
     folder = tmp_path / "first" / "predictions"
     tags = {line.split()[0]: set(map(int, line.split()[1:])) for line in (root / "train_cls.txt").open()}
     found = {path.stem: json.loads(path.read_text()) for path in folder.iterdir()}

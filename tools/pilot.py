@@ -1,19 +1,20 @@
 """Scales and thresholds of a training from tags, tried on scenes of which no score is reported.
 
-Reads a classifier and a semantic round that learnt from the tags of configs/shapes, makes scenes from another stream,
-and looks at their masks: writes results/shapes/pilot.json.
+Reads a classifier, a semantic round and a training that learnt from the tags of configs/shapes, makes scenes from
+another stream, and looks at their masks: writes results/shapes/pilot.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from experiment import ROOT
+from experiment import METRICS, ROOT, command
 from torch import Tensor
 
 from bestie_pl.data.files import write_json
@@ -35,6 +36,14 @@ CUE_SCALES = ((1.0,), (1.0, 1.5), (1.0, 2.0), (1.5,), (2.0,))
 BACKGROUNDS = ((0.3, 0.0), (0.2, 0.0), (0.3, 0.15), (0.25, 0.15), (0.2, 0.15), (0.175, 0.125), (0.15, 0.1))
 """Thresholds and the width of the band on both sides."""
 SEMANTIC_SCALES = ((1.0,), (1.5,), (1.0, 1.5), (1.0, 2.0))
+LABEL_VIEWS = (
+    (False, (1.0,)),
+    (True, (1.0,)),
+    (True, (0.75, 1.0, 1.25)),
+    (True, (1.0, 1.5)),
+    (True, (1.0, 1.5, 2.0)),
+)
+"""Whether mirrored, and the scales."""
 CUE_THRESHOLD = 0.2
 """That of configs/shapes/tags.yaml."""
 
@@ -44,6 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("classifier", type=Path, help="checkpoint of configs/shapes/classifier.yaml")
     parser.add_argument("semantic", type=Path, help="checkpoint of configs/shapes/semantic.yaml")
+    parser.add_argument("tags", type=Path, help="checkpoint of configs/shapes/tags.yaml")
     parser.add_argument("--images", type=int, default=160)
     parser.add_argument("--data", default="data/pilot_shapes")
     arguments = parser.parse_args()
@@ -55,13 +65,14 @@ def main() -> None:
     classifier = PeakAttentionModule.load_from_checkpoint(arguments.classifier, map_location="cpu").eval()
     semantic = SemanticModule.load_from_checkpoint(arguments.semantic, map_location="cpu").eval()
     content = {
-        "command": "python tools/pilot.py CLASSIFIER SEMANTIC",
+        "command": "python tools/pilot.py CLASSIFIER SEMANTIC TAGS",
         "scenes": arguments.images,
         "generator_seed": PILOT_SEED,
         "environment": environment(),
         "cue_scales": list(try_cue_scales(classifier, batches, data)),
         "backgrounds": list(try_backgrounds(classifier, batches)),
         "semantic_scales": list(try_semantic_scales(semantic, batches)),
+        "label_views": list(try_label_views(arguments.tags.absolute(), arguments.data, arguments.images)),
     }
     write_json(ROOT / "results/shapes/pilot.json", content)
 
@@ -149,6 +160,25 @@ def try_semantic_scales(module: SemanticModule, batches: list[Batch]) -> Iterabl
             for found, true in zip(module.predict_step(batch, 0).maps, batch.semantic, strict=True):
                 iou.update(found, true)
         row = {"scales": list(scales), "miou": float(iou.compute()["miou"])}
+        print(row, flush=True)
+        yield row
+
+
+def try_label_views(checkpoint: Path, root: str, count: int) -> Iterable[dict[str, Any]]:
+    """Predictions as labels of another round, on scenes whose tags are given: scores as in a test."""
+    sizes = {"train_images": 1, "val_images": 1, "test_images": count, "generator_seed": PILOT_SEED}
+    true = {"supervision": "full", "semantic_source": "ground_truth"}  # for the scores: neither cues nor maps are made
+    data = {"root": f"{root}_labels", **sizes, **true}
+    given = ["--config", "configs/shapes/tags.yaml", "--config", "configs/labels.yaml", f"--ckpt_path={checkpoint}"]
+    given += [f"--data.init_args.{name}={value}" for name, value in data.items()]
+    folder = ROOT / "runs/pilot/labels"
+    for mirror, scales in LABEL_VIEWS:
+        view = [f"--model.init_args.mirror={str(mirror).lower()}", f"--model.init_args.test_scales={list(scales)}"]
+        log = folder / "output.txt"
+        command("test", *given, *view, f"--trainer.default_root_dir={folder}", threads=1, log=log)
+        scores = json.loads((folder / "scores_test.json").read_text())["scores"]
+        figures = {name.split("/", 1)[1]: value for name, value in scores.items()}
+        row = {"mirror": mirror, "scales": list(scales)} | {name: figures[name] for name in METRICS}
         print(row, flush=True)
         yield row
 

@@ -177,20 +177,26 @@ class Seed:
         self.stages[name] = Stage(lambda: self._fit(name, config, overrides), (*after, "semantic"))
 
     def _iteration(self, number: int) -> None:
-        """Labels from the model of the round before, which may use the tags of its training images."""
-        before = "tags" if number == 1 else f"iteration{number - 1}"
-        name = f"iteration{number}"
+        """A training on the labels and maps that the round before makes of its training images, from where it ended."""
+        name, before = f"iteration{number}", f"iteration{number - 1}" if number > 1 else "tags"
+        maps, maps_before = (f"{self.name}/{n}_maps" for n in (name, before if number > 1 else "Retrained"))
+        folder, log = self.folder / before, self.folder / before / "output.txt"
+        checkpoint = folder / "checkpoints/last.ckpt"
+        given = [*self._shared(folder, None), self._cues("ngwp_cam"), f"--data.init_args.semantic_dir={maps_before}"]
+        labels = ["--config", "configs/shapes/tags.yaml", "--config", "configs/labels.yaml"]
+        # the same network, of which this module has all but the instance branch
+        writer = ["--config", "configs/shapes/semantic.yaml", "--trainer.callbacks=SemanticMapWriter", ANEW]
+        writer += [f"--trainer.callbacks.output_dir={maps}", f"--trainer.callbacks.earlier_dir={maps_before}"]
 
         def run() -> dict[str, Any]:
-            given = ["--config", "configs/shapes/tags.yaml", *self._shared(self.folder / before, None)]
-            given += [self._cues("ngwp_cam"), *self._retrained, "--data.init_args.predict_split=train"]
-            given += ["--model.init_args.oracle=tags", "--ckpt_path=last"]
-            labels = self.folder / before / "predictions"
             if not (self.folder / name / "result.json").exists():
-                command("predict", *given, threads=1, log=self.folder / before / "output.txt")
-            return self._fit(
-                name, "tags", [self._cues("ngwp_cam"), *self._retrained, f"--data.init_args.labels_from={labels}"]
-            )
+                for options in (labels, writer):
+                    command("predict", *options, *given, f"--ckpt_path={checkpoint}", threads=1, log=log)
+            start = [
+                f"--data.init_args.labels_from={folder / 'predictions'}",
+                f"--model.init_args.init_from={checkpoint}",
+            ]
+            return self._fit(name, "tags", [*start, f"--data.init_args.semantic_dir={maps}"])
 
         self.stages[name] = Stage(run, (before,))
 
