@@ -51,6 +51,23 @@ def photographs_table(content: dict[str, Any]) -> list[list[str]]:
     return [head] + [[row["name"], *(f"{100 * row[key]:.1f}" for key in keys)] for row in content["rows"]]
 
 
+def cues_table(content: dict[str, Any]) -> list[list[str]]:
+    """Cues on photographs above the threshold that training uses, a row a classifier."""
+    columns = {
+        "precision": "cues on an object",
+        "recall": "objects with a cue",
+        "instances_with_one_cue": "objects with exactly one cue",
+    }
+    table = [["", "mAP of the tags", "cues an image", *columns.values()]]
+    for row in content["rows"]:
+        figures = next(line for line in row["thresholds"] if abs(line["threshold"] - CUE_THRESHOLD) < 1e-6)
+        cells = [f"{100 * row['tag_map']:.1f}", f"{figures['cues_per_image']:.2f}"]
+        table.append([row["name"], *cells, *(f"{100 * figures[key]:.1f}" for key in columns)])
+    return table
+
+
+CUE_THRESHOLD = 0.7
+"""That of configs/voc_small/tags.yaml, which is the default."""
 CLASSIFIER_COLUMNS = {
     "tag_map": "mAP of the tags",
     "precision": "cues on an object",
@@ -68,6 +85,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[list[str]]]]] = {
     "test_time": ("results/shapes/test_time.json", partial(seeds_table, columns=HEAD | {"coco_ap": "COCO AP"})),
     "classifiers": ("results/shapes/classifiers.json", partial(seeds_table, columns=CLASSIFIER_COLUMNS)),
     "photograph_maps": ("results/voc_small/semantic_maps.json", maps_table),
+    "photograph_cues": ("results/voc_small/cues.json", cues_table),
     "photographs": ("results/voc_small/instances.json", photographs_table),
 }
 

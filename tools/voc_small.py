@@ -22,9 +22,9 @@ from bestie_pl.modules.callbacks import environment
 RAMP = "--model.init_args.alpha_ramp_steps=250"
 CLASSIFIERS = {
     "nGWP, alpha 0": ("--model.init_args.pooling=ngwp", "--model.init_args.alpha=0"),
-    "nGWP, alpha 0.7": ("--model.init_args.pooling=ngwp", "--model.init_args.alpha=0.7", RAMP),
     "mean, alpha 0": ("--model.init_args.pooling=mean", "--model.init_args.alpha=0"),
     "mean, alpha 0.7": ("--model.init_args.pooling=mean", "--model.init_args.alpha=0.7", RAMP),
+    "nGWP, alpha 0.7": ("--model.init_args.pooling=ngwp", "--model.init_args.alpha=0.7", RAMP),
 }
 """Whose cues are compared; alpha rises over the first half of the training. The first is that of
 configs/voc_small/classifier.yaml, which goes on."""
@@ -39,6 +39,8 @@ RETRAINED_MAPS += ("--trainer.callbacks.earlier_dir=CAM_maps",)
 
 DECIDED = "--trainer.callbacks.band=0"
 
+WAY = ("classifier", "cues_train", "semantic", "maps_train", "tags")
+"""The stages from tags to a trained network; all others measure or compare."""
 MANY = 100
 """A class with at least this many training images is among the ones that can be learnt."""
 
@@ -164,9 +166,9 @@ class Chain:
         write_json(self.results / f"{name}.json", head | content)
 
     def seconds(self) -> dict[str, float]:
-        """What each stage took."""
-        paths = sorted(self.folder.glob("*/seconds.json"), key=lambda path: path.stat().st_mtime)
-        return {path.parent.name: round(json.loads(path.read_text()), 1) for path in paths}
+        """What each stage of the way took, and all of them."""
+        taken = {name: json.loads((self.folder / name / "seconds.json").read_text()) for name in WAY}
+        return {name: round(value, 1) for name, value in {**taken, "all": sum(taken.values())}.items()}
 
 
 def images_of_classes(root: Path) -> dict[str, int]:

@@ -125,6 +125,19 @@ def test_predicted_maps_hold_tagged_classes_at_the_original_size() -> None:
     assert torch.equal(maps[0], logits[0].argmax(0)[:61, :33].byte())
 
 
+def test_a_class_that_is_never_likeliest_appears_where_its_tag_says_so() -> None:
+    torch.manual_seed(0)
+    module = SemanticModule(5, **SMALL, refine=None).eval()
+    with torch.no_grad():
+        for parameter in module.model.parameters():
+            if parameter.shape == (6,):  # the biases of the semantic logits
+                parameter[2] -= 50
+    batch = batch_of(torch.rand(1, 3, 64, 64), ((64, 64),), torch.tensor([[False, True, False, True, False]]))
+    assert 2 in module.predict_step(batch, 0).maps[0]
+    module.use_tags = False
+    assert 2 not in module.predict_step(batch, 0).maps[0]
+
+
 def test_predicted_maps_are_of_probabilities_averaged_over_scales() -> None:
     torch.manual_seed(0)
     settings = {**SMALL, "mirror": False, "refine": None, "use_tags": False}

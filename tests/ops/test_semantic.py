@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bestie_pl.ops.instances import find_instances, predict_semantic
-from bestie_pl.ops.semantic import pixel_adaptive_refinement, refine_logits, semantic_from_activations
+from bestie_pl.ops.semantic import pixel_adaptive_refinement, refine_logits, semantic_from_activations, with_every_tag
 from bestie_pl.structures import Geometry, InstanceMaps
 
 
@@ -159,6 +159,36 @@ def test_refined_logits_are_those_of_all_classes_refined_at_full_length() -> Non
         assert torch.equal(refined[b, :, :h, :w].max(0).indices, winner)
         assert torch.allclose(refined[b, :, :h, :w].max(0).values.exp(), best, atol=1e-5)
     assert torch.allclose(refined[1, :, 17:], logits[1, :, 17:].log_softmax(0), atol=1e-4)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10**6), classes=st.integers(1, 4), scale=st.sampled_from([0.5, 4.0, 30.0]))
+def test_every_tag_is_as_likely_as_all_else_at_its_likeliest_pixel(seed: int, classes: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(2, classes + 1, 5, 6, generator=generator, dtype=torch.float64)
+    tags = torch.rand(2, classes, generator=generator) < 0.6
+    sizes = ((5, 6), (3, 2))
+    found = with_every_tag(logits.float(), tags, sizes=sizes)
+    expected = logits.softmax(1).clone()
+    for b, (h, w) in enumerate(sizes):
+        before = logits[b].softmax(0)
+        for c in range(classes):
+            best = max(float(before[c + 1, y, x]) for y in range(h) for x in range(w))  # of the padding nothing counts
+            if not tags[b, c]:
+                expected[b, c + 1] = 0
+            elif best < 0.5:
+                expected[b, c + 1] *= (1 - best) / best
+    expected /= expected.sum(1, keepdim=True)
+    assert torch.allclose(found.exp().double(), expected, atol=1e-4)
+    images = torch.rand(2, 3, 5, 6, generator=generator)
+    refined = predict_semantic(refine_logits(found, images, sizes=sizes, iterations=2))
+    for b in range(2):
+        assert set(refined[b].unique().tolist()) <= {0, *(tags[b].nonzero()[:, 0] + 1).tolist()}
+
+
+def test_tags_of_other_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="tags"):
+        with_every_tag(torch.randn(1, 4, 8, 9), torch.ones(1, 4, dtype=torch.bool), sizes=((8, 9),))
 
 
 def test_tags_restrict_refined_logits() -> None:

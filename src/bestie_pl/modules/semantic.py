@@ -19,7 +19,7 @@ from bestie_pl.modules.schedule import adam_with_decay
 from bestie_pl.ops.instances import predict_semantic
 from bestie_pl.ops.losses import HARD_FRACTION, semantic_loss
 from bestie_pl.ops.masks import resize_map
-from bestie_pl.ops.semantic import ITERATIONS, refine_logits
+from bestie_pl.ops.semantic import ITERATIONS, refine_logits, with_every_tag
 from bestie_pl.structures import Batch, InstanceMaps, Recipe
 
 
@@ -49,8 +49,9 @@ class SemanticModule(pl.LightningModule):
         backbone_weights: ``imagenet``, the path of a local file, or null for random weights. Read when training starts,
             never when a checkpoint is loaded.
         recipe: ``release`` trains on the hardest fifth of the pixels.
-        use_tags: ``predict`` allows an image its tagged classes only. That is what cleans the maps of training images;
-            switch it off for images without tags. Validation and test never look at tags.
+        use_tags: ``predict`` allows an image its tagged classes only, and lets each be likely somewhere
+            (``ops.semantic.with_every_tag``). That is what cleans the maps of training images; switch it off for images
+            without tags. Validation and test never look at tags.
         mirror: ``predict`` averages the probabilities with those of the mirrored image.
         scales: Sizes relative to the image at which ``predict`` sees it; the probabilities are averaged.
         refine: ``pamr`` refines the probabilities by the colours of the image; null leaves them as they are. Scores of
@@ -154,9 +155,11 @@ class SemanticModule(pl.LightningModule):
             same = predict_semantic(logits, tags=tags) == predict_semantic(mirrored, tags=tags)
             agreement = tuple(float(s[:h, :w].float().mean()) for s, (h, w) in zip(same, batch.sizes, strict=True))
             logits = _mean_probabilities([logits, mirrored])
+        if tags is not None:
+            logits = with_every_tag(logits, tags, sizes=batch.sizes)
         if self.refine == "pamr":
-            logits = self._refined(logits, batch, tags)
-        return SemanticPrediction(_maps(logits, batch, tags), agreement)
+            logits = self._refined(logits, batch)
+        return SemanticPrediction(_maps(logits, batch), agreement)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Compare the maps of images without their tags with the ground truth."""
@@ -187,8 +190,8 @@ class SemanticModule(pl.LightningModule):
                 views.append(F.interpolate(logits, size, mode="bilinear", antialias=scale > 1))
         return _mean_probabilities(views)
 
-    def _refined(self, logits: Tensor, batch: Batch, tags: Tensor | None = None) -> Tensor:
-        return refine_logits(logits, batch.images, sizes=batch.sizes, tags=tags, iterations=self.pamr_iterations)
+    def _refined(self, logits: Tensor, batch: Batch) -> Tensor:
+        return refine_logits(logits, batch.images, sizes=batch.sizes, iterations=self.pamr_iterations)
 
     @torch.no_grad()
     def _evaluate(self, batch: Batch) -> None:
@@ -224,9 +227,9 @@ def _mean_probabilities(views: Sequence[Tensor]) -> Tensor:
     return torch.stack([logits.log_softmax(1) for logits in views]).logsumexp(0) - math.log(len(views))
 
 
-def _maps(logits: Tensor, batch: Batch, tags: Tensor | None = None) -> tuple[Tensor, ...]:
+def _maps(logits: Tensor, batch: Batch) -> tuple[Tensor, ...]:
     """The likeliest class of each pixel, (H, W) uint8 at the original sizes."""
-    planes = predict_semantic(logits, tags=tags)
+    planes = predict_semantic(logits)
     return tuple(
         resize_map(plane[:h, :w], original)
         for plane, (h, w), original in zip(planes, batch.sizes, batch.original_sizes, strict=True)

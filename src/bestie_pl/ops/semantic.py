@@ -165,6 +165,39 @@ def semantic_from_activations(
 
 
 @torch.no_grad()
+def with_every_tag(logits: Tensor, tags: Tensor, *, sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Class probabilities of images whose tags are known: of tagged classes only, and each of them likely somewhere.
+
+    A network that saw few objects of a class can find other classes likelier everywhere, in spite of the tag. The odds
+    of such a class are then raised by one factor an image, so that at its likeliest pixel it is as likely as all others
+    together, the ones without a tag included. Activation maps have that from being divided by their maximum.
+
+    Args:
+        logits: (B, C + 1, H, W), channel 0 is background; log-probabilities will do.
+        tags: (B, C) bool.
+        sizes: B pairs (h, w), the part that is no padding.
+
+    Returns:
+        (B, C + 1, H, W) float32 log-probabilities, minus infinity for classes without a tag.
+
+    Raises:
+        ValueError: Numbers of images or classes differ.
+
+    >>> logits = torch.tensor([[[[0.9, 0.99]], [[0.1, 0.01]]]]).log()
+    >>> with_every_tag(logits, torch.tensor([[True]]), sizes=[(1, 2)]).exp()[0, 1].round(decimals=3)
+    tensor([[0.5000, 0.0830]])
+    """
+    if tags.shape != (logits.shape[0], logits.shape[1] - 1) or len(sizes) != len(logits):
+        raise ValueError(f"{tuple(logits.shape)} logits, {tuple(tags.shape)} tags and {len(sizes)} sizes")
+    logits = logits.float().log_softmax(1)
+    odds = logits[:, 1:] - (-logits[:, 1:].expm1()).log()
+    best = torch.stack([part[:, :h, :w].amax((1, 2)) for part, (h, w) in zip(odds, sizes, strict=True)])
+    raised = F.pad((-best).clamp(min=0), (1, 0))
+    allowed = F.pad(tags, (1, 0), value=True)
+    return (logits + raised[:, :, None, None]).masked_fill(~allowed[:, :, None, None], -torch.inf).log_softmax(1)
+
+
+@torch.no_grad()
 def refine_logits(
     logits: Tensor,
     images: Tensor,
@@ -179,7 +212,7 @@ def refine_logits(
     They are refined as one and share the result equally, which changes neither the map nor the winners' probabilities.
 
     Args:
-        logits: (B, C + 1, H, W); log-probabilities will do.
+        logits: (B, C + 1, H, W); log-probabilities will do, with minus infinity for classes that are not there.
         images: (B, 3, H, W) float RGB.
         sizes: B pairs (h, w), the part that is no padding; the border of that part is the border for refinement.
         tags: (B, C) bool: only these classes and background are possible, an oracle unless the tags are training
@@ -187,8 +220,8 @@ def refine_logits(
         iterations: of ``pixel_adaptive_refinement``.
 
     Returns:
-        (B, C + 1, H, W) float32 log-probabilities; unrefined in the padding; classes excluded by ``tags`` have the
-        logarithm of the smallest positive number.
+        (B, C + 1, H, W) float32 log-probabilities; unrefined in the padding; for a probability of 0, that of
+        classes excluded by ``tags``, the logarithm of the smallest positive number.
 
     Raises:
         ValueError: Sizes differ.
@@ -196,7 +229,7 @@ def refine_logits(
     if logits.shape[0] != len(sizes) or logits.shape[-2:] != images.shape[-2:]:
         raise ValueError(f"{tuple(logits.shape)} logits, {tuple(images.shape)} images and {len(sizes)} sizes")
     if tags is not None:
-        allowed = torch.cat([torch.ones_like(tags[:, :1]), tags], 1)
+        allowed = F.pad(tags, (1, 0), value=True)
         logits = logits.masked_fill(~allowed[:, :, None, None], -torch.inf)
     probabilities = logits.float().softmax(1)
     for whole, image, (height, width) in zip(probabilities, images, sizes, strict=True):
