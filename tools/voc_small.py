@@ -14,17 +14,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from experiment import ANEW, ROOT, clear, command
+from PIL import Image
 
 from bestie_pl.data.files import write_json
 from bestie_pl.modules.callbacks import environment
+from bestie_pl.structures import IGNORE
 
-RAMP = "--model.init_args.alpha_ramp_steps=250"
 CLASSIFIERS = {
     "nGWP, alpha 0": ("--model.init_args.pooling=ngwp", "--model.init_args.alpha=0"),
     "mean, alpha 0": ("--model.init_args.pooling=mean", "--model.init_args.alpha=0"),
-    "mean, alpha 0.7": ("--model.init_args.pooling=mean", "--model.init_args.alpha=0.7", RAMP),
-    "nGWP, alpha 0.7": ("--model.init_args.pooling=ngwp", "--model.init_args.alpha=0.7", RAMP),
+    "mean, alpha 0.7": (
+        "--model.init_args.pooling=mean",
+        "--model.init_args.alpha=0.7",
+        "--model.init_args.alpha_ramp_steps=250",
+    ),
 }
 """Whose cues are compared; alpha rises over the first half of the training. The first is that of
 configs/voc_small/classifier.yaml, which goes on."""
@@ -41,6 +46,8 @@ DECIDED = "--trainer.callbacks.band=0"
 
 WAY = ("classifier", "cues_train", "semantic", "maps_train", "tags")
 """The stages from tags to a trained network; all others measure or compare."""
+BORDER = 20
+"""Pixels; activation maps are weak there."""
 MANY = 100
 """A class with at least this many training images is among the ones that can be learnt."""
 
@@ -89,7 +96,8 @@ def make_maps(chain: Chain) -> None:
         ]
         given = [*ON_VAL, *writer, *options]
         report = chain.run(folder, stage, "predict", given, stage, "semantic_maps")
-        rows.append({"name": name, "miou": report["miou"], "iou": report["iou"]})
+        found = found_by_place(chain.folder / folder / "maps", chain.root / "SegmentationClass")
+        rows.append({"name": name, "miou": report["miou"], "iou": report["iou"], "object_pixels_found": found})
     chain.write("semantic_maps", {"split": "val_instances, tags given", "rows": rows})
 
 
@@ -169,6 +177,19 @@ class Chain:
         """What each stage of the way took, and all of them."""
         taken = {name: json.loads((self.folder / name / "seconds.json").read_text()) for name in WAY}
         return {name: round(value, 1) for name, value in {**taken, "all": sum(taken.values())}.items()}
+
+
+def found_by_place(maps: Path, truth: Path) -> dict[str, float]:
+    """Shares of the objects' pixels that get their class, within ``BORDER`` px of the image's border and elsewhere."""
+    found, there = np.zeros(2, int), np.zeros(2, int)
+    for path in maps.glob("*.png"):
+        predicted, true = (np.asarray(Image.open(folder / path.name)) for folder in (maps, truth))
+        middle = np.zeros(true.shape, int)
+        middle[BORDER:-BORDER, BORDER:-BORDER] = 1
+        known = (true > 0) & (true < IGNORE)
+        there += np.bincount(middle[known], minlength=2)
+        found += np.bincount(middle[known & (predicted == true)], minlength=2)
+    return {f"within {BORDER} px of the border": float(found[0] / there[0]), "elsewhere": float(found[1] / there[1])}
 
 
 def images_of_classes(root: Path) -> dict[str, int]:
