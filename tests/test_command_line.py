@@ -63,7 +63,9 @@ def test_fit_test_predict_and_a_second_fit(shapes_folder: Path, tmp_path: Path) 
     log = tmp_path / "logs" / "version_0"
     assert (log / "config.yaml").exists() and (log / "metrics.csv").exists()
 
-    bestie("test", *arguments, "--ckpt_path=last")
+    bestie("test", *arguments, "--ckpt_path=last", "--data.init_args.eval_batch_size=1")
+    width, height = Image.open(tmp_path / "pictures" / "test.png").size
+    assert height > 5 * (width // 4 - 4), "all five test images, each as wide as one of four columns"
     scores = json.loads((tmp_path / "scores_test.json").read_text())
     assert scores["supervision"] == "points" and scores["oracle"] is None and scores["ground_truth_used"] == []
     assert {"test/map50", "test/map70", "test/miou"} <= set(scores["scores"])

@@ -138,6 +138,7 @@ class PictureWriter(Callback):
     def __init__(self, count: int = 8) -> None:
         self.count = count
         self._last: Batch | None = None
+        self._tested: list[list[Picture]] = []
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -181,6 +182,10 @@ class PictureWriter(Callback):
         shown = [[p for p, k in zip(row, keep, strict=True) if k] for row in rows]
         _save(trainer, "training.png", shown, [c for c, k in zip(columns, keep, strict=True) if k])
 
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget an earlier test."""
+        self._tested = []
+
     @rank_zero_only
     def on_test_batch_end(
         self,
@@ -191,12 +196,12 @@ class PictureWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draw the first test batch."""
-        if batch_idx > 0 or not isinstance(pl_module, BestieModule):
+        """Draw images until there are enough."""
+        wanted = min(self.count - len(self._tested), len(batch))
+        if wanted <= 0 or not isinstance(pl_module, BestieModule):
             return
         predictions, semantic = pl_module.predict_instances(batch)
-        rows = []
-        for b in range(min(self.count, len(batch))):
+        for b in range(wanted):
             height, width = batch.sizes[b]
             image = to_picture(batch.images[b, :, :height, :width])
             if batch.sizes[b] != batch.original_sizes[b]:
@@ -207,9 +212,14 @@ class PictureWriter(Callback):
             row = [image, overlay(image, semantic[b]), _draw_prediction(image, predictions[b])]
             if batch.references is not None:
                 row.append(overlay(image, paint(batch.references[b])))
-            rows.append(row)
-        titles = ["image", "predicted classes", "predicted instances", "ground truth"]
-        _save(trainer, "test.png", rows, titles[: len(rows[0])])
+            self._tested.append(row)
+
+    @rank_zero_only
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write what was drawn."""
+        if self._tested:
+            titles = ["image", "predicted classes", "predicted instances", "ground truth"]
+            _save(trainer, "test.png", self._tested, titles[: len(self._tested[0])])
 
 
 def _from_one(ids: torch.Tensor) -> torch.Tensor:
