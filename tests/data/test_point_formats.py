@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as rle
@@ -665,6 +665,7 @@ def test_nearest_to_centroid(pixels: list[tuple[int, int]]) -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4 * W), st.integers(0, 4 * H)), min_size=3, max_size=8))
+@example([(0, 4), (28, 96), (127, 40)])  # an outline through the corner between pixels
 def test_polygons_have_the_pixels_that_cocos_own_tool_gives_them(quarters: list[tuple[int, int]]) -> None:
     polygon = [value / 4 for corner in quarters for value in corner]
     expected = np.argwhere(rle.decode(rle.merge(rle.frPyObjects([polygon], H, W))))

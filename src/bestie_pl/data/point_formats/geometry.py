@@ -60,14 +60,15 @@ def polygon_pixels(polygons: Iterable[Sequence[float]], size: tuple[int, int] | 
             raise ValueError(f"{where}: {polygon!r:.100}; expected a polygon as numbers x, y, x, y, ...") from None
         if len(corners) < 3 or not np.isfinite(corners).all():
             raise ValueError(f"{where}: a polygon of {len(corners)} corners; expected three or more, as numbers")
-        # only as much of the image as the polygon covers
-        first = np.floor(corners.min(0))
-        width, height = (int(v) for v in np.ceil(corners.max(0)) - first + 1)
-        codes = rle.frPyObjects([(corners - first).flatten().tolist()], height, width)
-        pixels = np.argwhere(rle.decode(codes)[..., 0])
-        if len(pixels) == 0:
-            pixels = np.floor(corners.mean(0) - first)[None, ::-1]
-        parts.append(pixels.astype(np.int64) + first.astype(np.int64)[::-1])
+        height, width = size if size is not None else (int(v) for v in np.maximum(np.ceil(corners.max(0)) + 1, 0)[::-1])
+        (code,) = rle.frPyObjects([corners.flatten().tolist()], height, width)
+        # the runs of a small polygon are few in an image of any size
+        ends = np.cumsum([0, *read_runs(code["counts"])])
+        inside = np.concatenate([np.arange(0), *(np.arange(*run) for run in zip(ends[1::2], ends[2::2], strict=False))])
+        pixels = (
+            np.stack([inside % height, inside // height], 1) if len(inside) else np.floor(corners.mean(0))[None, ::-1]
+        )
+        parts.append(pixels.astype(np.int64))
     return _inside(np.concatenate(parts), size, where)
 
 
