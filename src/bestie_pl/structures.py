@@ -139,6 +139,8 @@ class Cues(_Movable):
 
     def select(self, rows: Tensor) -> Cues:
         """The cues of a boolean mask or an index tensor."""
+        if rows.dtype == torch.bool:
+            rows = rows.nonzero().squeeze(1)  # one wait for a device, instead of one a column
         return Cues(self.image[rows], self.yx[rows], self.classes[rows], self.scores[rows])
 
 
