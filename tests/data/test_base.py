@@ -16,7 +16,8 @@ from PIL import Image
 
 from bestie_pl.data.files import Packed, open_image, read_cues, read_names, read_semantic, read_tag_list
 from bestie_pl.data.release import MEAN_COLOR
-from bestie_pl.data.samples import EvaluationSampler, TrainingSampler, collate
+from bestie_pl.data.samplers import EvaluationSampler, TrainingSampler, repeat_factors
+from bestie_pl.data.samples import collate
 from bestie_pl.data.voc import VOCDataModule
 from bestie_pl.structures import Batch
 
@@ -340,6 +341,40 @@ def test_training_is_shuffled_anew_and_divided_among_processes():
         orders[epoch] = [n % 10 for n in numbers[0]]
         assert list(parts[0]) == numbers[0]
     assert orders[0] != orders[1]
+
+
+def test_images_of_rare_classes_are_shown_as_often_as_they_are_due():
+    tags = torch.zeros(40, 3, dtype=torch.bool)
+    tags[:, 0] = True
+    tags[7, 1] = tags[[7, 8, 9, 10], 2] = True
+    repeats = repeat_factors(tags, 0.4)
+    # due by their rarest class: 0.4 against 1 and 4 of 40 images
+    assert repeats.tolist() == pytest.approx([1] * 7 + [4, 2, 2, 2] + [1] * 29)
+    repeats[0] = 1.25
+    shown = np.zeros(40)
+    for epoch in range(40):
+        parts = [TrainingSampler(range(40), 2, rank, seed=3, repeats=repeats) for rank in range(2)]
+        for part in parts:
+            part.set_epoch(epoch)
+        items = [item for part in parts for item in part]
+        # the last place of the first process is filled up with a second item
+        assert len(items) == 48 and len(set(items)) >= 47
+        counts = np.bincount([item % 40 for item in set(items)], minlength=40)
+        assert (counts >= 1).all()
+        shown += counts
+    assert shown / 40 == pytest.approx(repeats.numpy(), abs=0.15)
+    assert shown[0] / 40 > 1.1
+
+
+def test_rare_classes_are_repeated_where_the_settings_say_so(voc_folder):
+    lengths = []
+    for threshold in (0.0, 0.9):
+        data = fit_module(voc_folder, repeat_threshold=threshold)
+        tags = data.datasets["train"].split.tags
+        tags[1:, 0], tags[:, 1] = False, True
+        lengths.append(len(data.train_dataloader().sampler))
+    # one of six images, due sqrt(0.9 * 6) times
+    assert lengths == [6, 8]
 
 
 def test_too_few_images_for_a_batch(voc_folder):

@@ -19,16 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from bestie_pl.data.augmentation import Augmentation
 from bestie_pl.data.files import IMAGE_SUFFIXES, Packed, check_unique, require_folder
 from bestie_pl.data.predicted_labels import LABEL_THRESHOLD, REMEDY
-from bestie_pl.data.samples import (
-    STRIDE,
-    EvaluationSampler,
-    EvaluationSamples,
-    Sample,
-    Split,
-    TrainingSampler,
-    TrainingSamples,
-    collate,
-)
+from bestie_pl.data.samplers import EvaluationSampler, TrainingSampler, repeat_factors
+from bestie_pl.data.samples import STRIDE, EvaluationSamples, Sample, Split, TrainingSamples, collate
 from bestie_pl.ops.components import label_components, tagged_classes
 from bestie_pl.ops.mixed import mix_labels
 from bestie_pl.ops.transfer import transfer
@@ -68,6 +60,8 @@ class InstanceDataModule(pl.LightningDataModule):
         label_threshold: Least score of such a prediction. The default is the least centre score of a refined label.
         label_quality: Also read the true instances of training images, to measure the labels, and of predicted images,
             to measure cues. No loss uses them.
+        repeat_threshold: Images of classes that less than this share of the training images have are shown more often
+            (``data.samplers.repeat_factors``); 0 shows each image once an epoch.
         batch_size: Training images per process.
         eval_batch_size: Evaluated images per process; they are padded to the largest.
         num_workers: Worker processes per process.
@@ -93,6 +87,7 @@ class InstanceDataModule(pl.LightningDataModule):
         labels_from: str | None = None,
         label_threshold: float = LABEL_THRESHOLD,
         label_quality: bool = False,
+        repeat_threshold: float = 0.0,
         batch_size: int = 8,
         eval_batch_size: int = 4,
         num_workers: int = 2,
@@ -111,6 +106,7 @@ class InstanceDataModule(pl.LightningDataModule):
         _check_range("crop_size, batch_size, eval_batch_size >= 1", min(crop_size, batch_size, eval_batch_size) >= 1, 0)
         _check_range("0 <= cue_threshold < 1", 0 <= cue_threshold < 1, cue_threshold)
         _check_range("0 <= label_threshold <= 1", 0 <= label_threshold <= 1, label_threshold)
+        _check_range("0 <= repeat_threshold <= 1", 0 <= repeat_threshold <= 1, repeat_threshold)
         _check_range("0 <= color_jitter <= 3", 0 <= color_jitter <= 3, color_jitter)
         if semantic_source == "none" and supervision != "tags":
             raise ValueError(f"semantic_source none leaves nothing but tags; use supervision tags, not {supervision}")
@@ -129,6 +125,7 @@ class InstanceDataModule(pl.LightningDataModule):
         self.cue_threshold, self.label_quality = cue_threshold, label_quality
         self.labels_from = None if labels_from is None else Path(labels_from)
         self.label_threshold = label_threshold
+        self.repeat_threshold = repeat_threshold
         self.batch_size, self.num_workers = batch_size, num_workers
         self.eval_batch_size = 1 if recipe == "release" else eval_batch_size
         self.crop_size, self.image_scale = crop_size, image_scale
@@ -212,9 +209,13 @@ class InstanceDataModule(pl.LightningDataModule):
             self._add("predict", lambda: self.evaluation_samples(self._predict_split()))
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Shuffled anew each epoch; the last, smaller batch is left out."""
+        """Shuffled anew each epoch, rare classes repeated if asked for; the last, smaller batch is left out."""
         dataset = cast(TrainingSamples, self.datasets["train"])
-        sampler = TrainingSampler(dataset, *self._world, seed=_run_seed())
+        repeats = None
+        if self.repeat_threshold > 0:
+            assert dataset.split.tags is not None  # training needs them
+            repeats = repeat_factors(dataset.split.tags, self.repeat_threshold)
+        sampler = TrainingSampler(dataset, *self._world, seed=_run_seed(), repeats=repeats)
         if len(sampler) < self.batch_size:
             raise ValueError(
                 f"{len(sampler)} training images per process make no batch of {self.batch_size}; use a smaller "

@@ -5,7 +5,7 @@ No Lightning and no Kornia here, so that worker processes start fast.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -16,7 +16,6 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-from torch.utils.data.distributed import DistributedSampler
 
 from bestie_pl.data import release
 from bestie_pl.data.files import Packed, open_image, read_cues, read_semantic
@@ -360,32 +359,3 @@ def _nearest(values: Tensor, size: tuple[int, int]) -> Tensor:
     """A map (H, W) at another size: each pixel takes the value under its centre. Any dtype."""
     rows, columns = (((torch.arange(n) + 0.5) * (m / n)).long() for n, m in zip(size, values.shape, strict=True))
     return values[rows][:, columns]
-
-
-class TrainingSampler(DistributedSampler[int]):
-    """Shuffles anew each epoch (Lightning calls ``set_epoch``), divides among processes, tells items the epoch."""
-
-    def __init__(self, dataset: TrainingSamples, world: int, rank: int, seed: int) -> None:
-        super().__init__(dataset, world, rank, shuffle=True, seed=seed)
-
-    def __iter__(self) -> Iterator[int]:
-        first = self.epoch * len(self.dataset)  # type: ignore[arg-type]
-        return (first + index for index in super().__iter__())
-
-
-class EvaluationSampler(DistributedSampler[int]):
-    """Each image exactly once over all processes, which may get different numbers of them, or none.
-
-    A DistributedSampler in name, so that Lightning leaves it alone whatever ``use_distributed_sampler`` says. ``rows``
-    restricts it to some images.
-    """
-
-    def __init__(self, dataset: EvaluationSamples, world: int, rank: int, rows: Sequence[int] | None = None) -> None:
-        super().__init__(dataset, world, rank, shuffle=False)
-        self.indices = (range(len(dataset)) if rows is None else rows)[rank::world]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
