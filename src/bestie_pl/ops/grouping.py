@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bestie_pl.ops.peaks import NO_COMPONENT, Centers
 from bestie_pl.ops.sampling import Enlargement, at_a_time, find_spots
-from bestie_pl.ops.sizes import EXACT, Sizes, attempts
+from bestie_pl.ops.sizes import EXACT, Sizes, attempts, take
 from bestie_pl.ops.spots import PixelSpots, Spots
 from bestie_pl.structures import Cues, LabeledInstances
 
@@ -31,6 +31,7 @@ def group_pixels(
     components: int,
     size: tuple[int, int],
     max_rank: int | None = None,
+    usual: int = USUAL_CENTERS,
     sizes: Sizes = EXACT,
 ) -> Tensor:
     """The centre that each pixel belongs to: the one of its component nearest to where its offset points.
@@ -48,6 +49,7 @@ def group_pixels(
         size: (H, W).
         max_rank: If one pixel of a component belongs to a centre of this rank or a higher one, all of the component's
             pixels get -1. The release gives up crowded components this way.
+        usual: Guess of how many centres a component has at most, for ``sizes``.
         sizes: Whether pixels without a centre to compare are left out, and how many passes there are.
 
     Returns:
@@ -68,29 +70,36 @@ def group_pixels(
 
     # what follows is about the pixels whose component has centres left to compare
     active = sizes.narrow((count > 1).index_select(0, component))
-    own, nearest = component[active], owner[active]
-    _, y, x = PixelSpots.of(pixel.index_select(0, active), size)
-    target_y, target_x = y + offset[0].index_select(0, active), x + offset[1].index_select(0, active)
+    own, nearest = take(component, active), take(owner, active)
+    own_first, own_count = first.index_select(0, own), count.index_select(0, own)
+    _, y, x = PixelSpots.of(take(pixel, active), size)
+    target_y, target_x = y + take(offset[0], active), x + take(offset[1], active)
 
     def distance(row: Tensor) -> Tensor:
-        return ((center_y[row] - target_y).square() + (center_x[row] - target_x).square()).sqrt()
+        row = row.clamp(max=len(centers) - 1)  # of pixels without that many centres
+        away_y, away_x = center_y.index_select(0, row) - target_y, center_x.index_select(0, row) - target_x
+        return (away_y.square_() + away_x.square_()).sqrt_()
 
-    best = distance(nearest)
+    best = distance(own_first)
     crowded = torch.zeros_like(count)
-    for rank in range(1, sizes.limit("centers of a component", count.max(), room=USUAL_CENTERS)):
-        row = (first[own] + rank).clamp(max=len(centers) - 1)
+    for rank in range(1, sizes.limit("centers of a component", count.max(), room=usual)):
+        row = own_first + rank
         away = distance(row)
-        closer = (away < best) & (rank < count[own])
+        more = own_count > rank + 1
+        closer = (away < best) & (own_count > rank)
         if max_rank is not None and rank >= max_rank:
             # one pixel is enough, whichever of the remaining centres gets it in the end
             crowded.index_add_(0, own, closer.long())
+            more &= crowded.index_select(0, own) == 0
         nearest, best = row.where(closer, nearest), away.where(closer, best)
-        owner[active] = nearest
-        going_on = sizes.narrow((count[own] > rank + 1) & (crowded[own] == 0))
-        active, own, nearest, best = active[going_on], own[going_on], nearest[going_on], best[going_on]
-        target_y, target_x = target_y[going_on], target_x[going_on]
-        if len(active) == 0:
-            break
+        owner = nearest if active is None else owner.index_copy_(0, active, nearest)
+        going_on = sizes.narrow(more)
+        if going_on is not None:
+            active = going_on if active is None else active.index_select(0, going_on)
+            columns = (own, own_first, own_count, nearest, best, target_y, target_x)
+            own, own_first, own_count, nearest, best, target_y, target_x = (take(c, going_on) for c in columns)
+            if len(active) == 0:
+                break
     return owner if max_rank is None else owner.where((crowded == 0).index_select(0, component), -1)
 
 

@@ -235,9 +235,10 @@ def _beaten(plane: Tensor, labels: Tensor, pixel: Tensor, reach: int, *, by_equa
         rows = (y[:, None] + side).clamp(0, height - 1) + (image * height)[:, None]
         columns = (x[:, None] + side).clamp(0, width - 1)
         around = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
-        larger = values[around] > values[chunk][:, None]
+        theirs, own = values[around], values[chunk][:, None]
+        larger = theirs > own
         if by_equals:
-            larger |= (values[around] == values[chunk][:, None]) & (around < chunk[:, None])
+            larger |= (theirs == own) & (around < chunk[:, None])
         beaten.append((larger & (numbers[around] == numbers[chunk][:, None])).any(1))
     return torch.cat(beaten)
 
@@ -346,6 +347,7 @@ def _near_peak(clusters: Centers, peaks: Centers, distance: float) -> Tensor:
     near = [torch.zeros(0, dtype=torch.bool, device=peaks.yx.device)]
     chunk = max(1, WINDOW_BUDGET // max(1, len(peaks)))
     for yx, component in zip(torch.split(clusters.yx, chunk), torch.split(clusters.component, chunk), strict=True):
-        away = (yx[:, None] - peaks.yx).square().sum(2).float().sqrt()
+        away_y, away_x = yx[:, :1] - peaks.yx[:, 0], yx[:, 1:] - peaks.yx[:, 1]
+        away = away_y.square_().add_(away_x.square_()).float().sqrt_()
         near.append(((away <= distance) & (component[:, None] == peaks.component)).any(1))
     return torch.cat(near)

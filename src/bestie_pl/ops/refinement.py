@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bestie_pl.ops.grouping import Groups, class_probability, group_by_points, group_pixels
+from bestie_pl.ops.grouping import USUAL_CENTERS, Groups, class_probability, group_by_points, group_pixels
 from bestie_pl.ops.peaks import Centers, Foreground, center_pixels, find_centers, gather_foreground
 from bestie_pl.ops.sampling import Enlargement
-from bestie_pl.ops.sizes import EXACT, Sizes, attempts
+from bestie_pl.ops.sizes import EXACT, Sizes, attempts, take
 from bestie_pl.ops.spots import PixelSpots
 from bestie_pl.structures import Components, Cues, Geometry, InstanceMaps, LabeledInstances, Recipe
 
@@ -80,6 +80,7 @@ def refine_from_tags(
             components=len(components.area),
             size=(components.labels.shape[1], components.labels.shape[2]),
             max_rank=max_centers if recipe == "release" else None,
+            usual=max_centers if recipe == "paper" else USUAL_CENTERS,
             sizes=sizes,
         )
         groups = Groups.of(foreground.pixel, owner, centers, sizes=sizes)
@@ -134,9 +135,12 @@ def mark_centers(foreground: Foreground, centers: Centers) -> Tensor:
 def group_probability(logits: Tensor, foreground: Foreground, groups: Groups, *, sizes: Sizes = EXACT) -> Tensor:
     """Mean probability of its component's class over each group: (N,) float32."""
     inside = sizes.narrow(groups.ids > 0)
-    classes = foreground.components.classes.index_select(0, foreground.component.index_select(0, inside))
-    probability = class_probability(logits, foreground.spots.select(inside), classes)
-    return groups.mean(torch.zeros_like(foreground.heat).index_copy_(0, inside, probability))
+    classes = foreground.components.classes.index_select(0, take(foreground.component, inside))
+    spots = foreground.spots if inside is None else foreground.spots.select(inside)
+    probability = class_probability(logits, spots, classes)
+    if inside is not None:
+        probability = torch.zeros_like(foreground.heat).index_copy_(0, inside, probability)
+    return groups.mean(probability)
 
 
 @torch.no_grad()

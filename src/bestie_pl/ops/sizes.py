@@ -54,8 +54,8 @@ class Sizes:
         """
         return Rows(mask.flatten().nonzero().squeeze(1))
 
-    def narrow(self, mask: Tensor) -> Tensor:
-        """Index (R,) of at least the true entries of a mask (P,): only those, if that costs no waiting."""
+    def narrow(self, mask: Tensor) -> Tensor | None:
+        """Index (R,) of the true entries of a mask (P,), for ``take``; None, for all entries, if that costs waiting."""
         return mask.nonzero().squeeze(1)
 
     def limit(self, name: str, needed: Tensor, room: int) -> int:
@@ -100,9 +100,8 @@ class GuessedSizes(Sizes):
         at = torch.searchsorted(so_far, torch.arange(1, size + 1, device=mask.device))
         return Rows(at.clamp(max=len(mask) - 1), at == len(mask))
 
-    def narrow(self, mask: Tensor) -> Tensor:
+    def narrow(self, mask: Tensor) -> None:
         """All entries."""
-        return torch.arange(len(mask), device=mask.device)
 
     def limit(self, name: str, needed: Tensor, room: int) -> int:
         """The guess."""
@@ -128,6 +127,11 @@ class GuessedSizes(Sizes):
     def _give(self, name: str, room: int) -> int:
         size = self._given[name] = self._known.get(name, room)
         return size
+
+
+def take(values: Tensor, rows: Tensor | None) -> Tensor:
+    """Entries of ``values`` (P, ...) as ``narrow`` says."""
+    return values if rows is None else values.index_select(0, rows)
 
 
 def attempts(device: torch.device) -> Iterator[Sizes]:
