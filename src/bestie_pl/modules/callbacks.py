@@ -229,16 +229,16 @@ def _from_one(ids: torch.Tensor) -> torch.Tensor:
     return shifted
 
 
-def _draw_prediction(image: Picture, instances: Instances, least_score: float = 0.1) -> Picture:
-    """The instances with at least this score; better ones over worse ones."""
-    kept = (instances.scores >= least_score).nonzero().flatten().flip(0)
-    chosen = Instances(
-        tuple(instances.masks[i] for i in kept.tolist()),
-        instances.classes[kept],
-        instances.scores[kept],
+def _draw_prediction(image: Picture, instances: Instances) -> Picture:
+    """All instances, whatever their scores; better ones over worse ones."""
+    order = instances.scores.argsort()
+    drawn = Instances(
+        tuple(instances.masks[i] for i in order.tolist()),
+        instances.classes[order],
+        instances.scores[order],
         instances.size,
     )
-    return overlay(image, paint(chosen))
+    return overlay(image, paint(drawn))
 
 
 def _save(trainer: pl.Trainer, name: str, rows: Sequence[Sequence[Picture]], titles: Sequence[str]) -> None:
