@@ -31,7 +31,8 @@ class TrainingSampler(DistributedSampler[int]):
         image = self._images()
         # repetitions are items of their own: they are augmented differently
         before = torch.arange(len(image)) - torch.searchsorted(image, image)
-        items = (self.epoch * self.most + before) * len(self.repeats) + image
+        # an element of an array is read in a tenth of the time that one of a tensor takes
+        items = ((self.epoch * self.most + before) * len(self.repeats) + image).numpy()
         return (int(items[place]) for place in super().__iter__())
 
     def _images(self) -> Tensor:

@@ -94,12 +94,12 @@ def group_pixels(
         nearest, best = row.where(closer, nearest), away.where(closer, best)
         owner = nearest if active is None else owner.index_copy_(0, active, nearest)
         going_on = sizes.narrow(more)
-        if going_on is not None:
-            active = going_on if active is None else active.index_select(0, going_on)
-            columns = (own, own_first, own_count, nearest, best, target_y, target_x)
-            own, own_first, own_count, nearest, best, target_y, target_x = (take(c, going_on) for c in columns)
-            if len(active) == 0:
-                break
+        if active is None or going_on is None:
+            continue
+        columns = (active, own, own_first, own_count, nearest, best, target_y, target_x)
+        active, own, own_first, own_count, nearest, best, target_y, target_x = (take(c, going_on) for c in columns)
+        if len(active) == 0:
+            break
     return owner if max_rank is None else owner.where((crowded == 0).index_select(0, component), -1)
 
 
