@@ -51,10 +51,13 @@ def adam_with_decay(
     Raises:
         ValueError: The training has no end.
     """
+    trainer = module.trainer
+    # Lightning refuses to clip what a fused optimiser unscales inside its step
+    clipped_under_amp = bool(trainer.gradient_clip_val) and "mixed" in str(trainer.precision)
     optimizer = (torch.optim.Adam if kind == "adam" else torch.optim.AdamW)(
-        groups, weight_decay=weight_decay, fused=module.device.type == "cuda"
+        groups, weight_decay=weight_decay, fused=module.device.type == "cuda" and not clipped_under_amp
     )
-    steps = module.trainer.estimated_stepping_batches
+    steps = trainer.estimated_stepping_batches
     if steps == float("inf"):
         raise ValueError("the learning rate decays to the end of the training: set trainer.max_steps or max_epochs")
     scheduler = LambdaLR(optimizer, polynomial_decay(int(steps), warmup_steps))
