@@ -4,7 +4,7 @@
 .SUFFIXES:
 
 bin := .venv/bin
-sources := src tests tools benchmarks
+sources := src tests tools experiments benchmarks
 ready := .venv/.ready
 
 help:
@@ -32,7 +32,7 @@ lint: $(ready)
 
 # DEMO=--record also keeps its summary and pictures under results
 demo: $(ready)
-	$(bin)/python tools/demo.py $(DEMO)
+	$(bin)/python -m tools.demo $(DEMO)
 
 # On a CPU wall-clock figures mean something only while nothing else runs.
 bench: $(ready)
@@ -40,4 +40,4 @@ bench: $(ready)
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
-	find src tests tools -name __pycache__ -prune -exec rm -rf {} +
+	find src tests tools experiments benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -11,8 +11,9 @@ from bestie_pl.metrics.coco import COCOInstanceAP
 from bestie_pl.metrics.semantic import SemanticIoU
 from bestie_pl.metrics.voc import VOCInstanceAP
 from bestie_pl.models.bestie import BestieModel
-from bestie_pl.ops.instances import average_maps, find_instances, mirror_maps
+from bestie_pl.ops.instances import find_instances
 from bestie_pl.ops.masks import encode, to_instances
+from bestie_pl.ops.views import average_maps, mirror_maps
 from bestie_pl.structures import Geometry, Instances
 
 HEIGHT, WIDTH = 375, 500

@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from bestie_pl.ops import sizes
+from bestie_pl.ops import capacity as sizes
 
 Key = TypeVar("Key")
 
@@ -199,7 +199,7 @@ class WaitCounter(TorchDispatchMode):
     """Counts on a CPU what an accelerator would have to be waited for, in what it would run.
 
     These are operations whose result the host reads, or whose result's size depends on values, and numbers of the host
-    that become tensors. Tables are made as for an accelerator: see ``bestie_pl.ops.sizes``.
+    that become tensors. Tables are made as for an accelerator: see ``bestie_pl.ops.capacity``.
     """
 
     def __init__(self) -> None:

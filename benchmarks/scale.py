@@ -21,12 +21,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measure import Row, Settings, alternating, busiest_functions
 from benchmarks.pipeline import write_photographs
-from bestie_pl.data.base import InstanceDataModule
 from bestie_pl.data.coco import COCODataModule
-from bestie_pl.data.files import ImageFiles, open_image
 from bestie_pl.data.folder import FolderDataModule
+from bestie_pl.data.formats.images import ImageFiles, open_image
+from bestie_pl.data.formats.truth import COCOTruth
+from bestie_pl.data.module import InstanceDataModule
 from bestie_pl.data.samples import Split, TrainingSamples, to_tensor
-from bestie_pl.data.truth import COCOTruth
 from bestie_pl.data.voc import VOCDataModule
 
 COCO_IMAGES, COCO_ANNOTATIONS, COCO_VAL_IMAGES = 118_287, 860_001, 5_000

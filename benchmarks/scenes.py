@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bestie_pl.ops.components import label_components, tagged_classes
-from bestie_pl.ops.sampling import Enlargement
+from bestie_pl.ops.enlargement import Enlargement
 from bestie_pl.ops.transfer import transfer
 from bestie_pl.structures import Components, Cues, Geometry, InstanceMaps, LabeledInstances
 

@@ -17,9 +17,9 @@ from benchmarks.scenes import Scene, make_scene
 from bestie_pl.data.shapes import ShapesDataModule
 from bestie_pl.models.bestie import BestieModel
 from bestie_pl.ops.components import label_components, tagged_classes
+from bestie_pl.ops.enlargement import Enlargement
 from bestie_pl.ops.losses import total_loss
 from bestie_pl.ops.refinement import refine_from_points, refine_from_tags
-from bestie_pl.ops.sampling import Enlargement
 from bestie_pl.ops.transfer import transfer
 from bestie_pl.structures import Batch, Geometry, InstanceMaps, LabeledInstances
 

@@ -12,7 +12,7 @@ README = (REPOSITORY / "README.md").read_text()
 
 
 def test_tables_show_the_result_files() -> None:
-    check = [sys.executable, "tools/tables.py", "--check"]
+    check = [sys.executable, "-m", "tools.tables", "--check"]
     result = subprocess.run(check, cwd=REPOSITORY, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 

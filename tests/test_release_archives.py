@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from bestie_pl.cli import main
+from bestie_pl.cli.main import main
 from bestie_pl.data.samples import collate
 from bestie_pl.data.voc import VOCDataModule
 

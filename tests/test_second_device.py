@@ -13,10 +13,12 @@ import torch
 from second_device import OneDevice, second_device
 
 from bestie_pl import BestieModule, PeakAttentionModule, SemanticModule
+from bestie_pl.callbacks.cues import CueWriter
+from bestie_pl.callbacks.pictures import PictureWriter
+from bestie_pl.callbacks.predictions import PredictionWriter
+from bestie_pl.callbacks.scores import ScoreWriter
+from bestie_pl.callbacks.semantic_maps import SemanticMapWriter
 from bestie_pl.data.shapes import ShapesDataModule
-from bestie_pl.modules.callbacks import PictureWriter, PredictionWriter, ScoreWriter
-from bestie_pl.modules.cue_writer import CueWriter
-from bestie_pl.modules.map_writer import SemanticMapWriter
 
 NETWORK = {"backbone": "mobilenetv3_small_100", "backbone_weights": None}
 SCALE = {"object_scale": 0.25, "min_area": 200}

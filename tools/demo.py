@@ -14,9 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiment import ROOT, command, fit_and_test
-
 from bestie_pl.data.files import write_json
+from experiments.runs import ROOT, command, fit_and_test
 
 SCORES = ("map25", "map50", "map70", "map75", "miou")
 STEPS = {"classifier": 300, "semantic": 250, "tags": 300}
@@ -74,7 +73,7 @@ def main() -> None:
     write_json(folder / "summary.json", summary)
 
     if arguments.record:
-        write_json(ROOT / "results/shapes/demo.json", summary | {"command": "python tools/demo.py --record"})
+        write_json(ROOT / "results/shapes/demo.json", summary | {"command": "python -m tools.demo --record"})
         for name in ("tags_training", "tags_test"):
             shutil.copy(folder / f"{name}.png", ROOT / f"results/shapes/{name}.png")
 

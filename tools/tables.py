@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from experiment import ROOT
+from experiments.runs import ROOT
 
 HEAD = {"map25": "mAP25", "map50": "mAP50", "map70": "mAP70", "map75": "mAP75", "miou": "mIoU"}
 
@@ -135,7 +135,7 @@ def main() -> None:
     pattern = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
     updated = pattern.sub(lambda found: f"{found[1]}{rendered(found[2])}\n{found[3]}", text)
     if arguments.check and updated != text:
-        raise SystemExit("README.md does not show what the files under results hold: run python tools/tables.py")
+        raise SystemExit("README.md does not show what the files under results hold: run python -m tools.tables")
     path.write_text(updated)
 
 

@@ -13,9 +13,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names as in _HOME, for type checkers and editors
-    from bestie_pl.data.base import InstanceDataModule as InstanceDataModule
+    from bestie_pl.callbacks.cues import CueWriter as CueWriter
+    from bestie_pl.callbacks.semantic_maps import SemanticMapWriter as SemanticMapWriter
     from bestie_pl.data.coco import COCODataModule as COCODataModule
     from bestie_pl.data.folder import FolderDataModule as FolderDataModule
+    from bestie_pl.data.module import InstanceDataModule as InstanceDataModule
     from bestie_pl.data.shapes import ShapesDataModule as ShapesDataModule
     from bestie_pl.data.voc import VOCDataModule as VOCDataModule
     from bestie_pl.metrics.coco import COCOInstanceAP as COCOInstanceAP
@@ -26,9 +28,7 @@ if TYPE_CHECKING:  # the same names as in _HOME, for type checkers and editors
     from bestie_pl.models.bestie import BestieModel as BestieModel
     from bestie_pl.models.peak_attention import PeakAttentionModel as PeakAttentionModel
     from bestie_pl.modules.bestie import BestieModule as BestieModule
-    from bestie_pl.modules.cue_writer import CueWriter as CueWriter
     from bestie_pl.modules.imported_maps import ImportedMaps as ImportedMaps
-    from bestie_pl.modules.map_writer import SemanticMapWriter as SemanticMapWriter
     from bestie_pl.modules.peak_attention import PeakAttentionModule as PeakAttentionModule
     from bestie_pl.modules.semantic import SemanticModule as SemanticModule
     from bestie_pl.structures import Batch as Batch
@@ -47,12 +47,12 @@ _HOME = {
     "COCODataModule": "data.coco",
     "COCOInstanceAP": "metrics.coco",
     "CueQuality": "metrics.cues",
-    "CueWriter": "modules.cue_writer",
+    "CueWriter": "callbacks.cues",
     "Cues": "structures",
     "FolderDataModule": "data.folder",
     "Geometry": "structures",
     "ImportedMaps": "modules.imported_maps",
-    "InstanceDataModule": "data.base",
+    "InstanceDataModule": "data.module",
     "InstanceMaps": "structures",
     "Instances": "structures",
     "LabelQuality": "metrics.labels",
@@ -60,7 +60,7 @@ _HOME = {
     "PeakAttentionModel": "models.peak_attention",
     "PeakAttentionModule": "modules.peak_attention",
     "SemanticIoU": "metrics.semantic",
-    "SemanticMapWriter": "modules.map_writer",
+    "SemanticMapWriter": "callbacks.semantic_maps",
     "SemanticModule": "modules.semantic",
     "ShapesDataModule": "data.shapes",
     "VOCDataModule": "data.voc",

@@ -2,6 +2,6 @@
 
 import sys
 
-from bestie_pl.cli import main
+from bestie_pl.cli.main import main
 
 sys.exit(main())

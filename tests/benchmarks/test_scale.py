@@ -10,8 +10,8 @@ from pycocotools.coco import COCO
 
 from benchmarks.scale import KINDS, MANY_CLASSES, SHARING, Kind, private_growth, write_coco
 from bestie_pl.data.files import Packed
+from bestie_pl.data.formats.truth import COCOTruth
 from bestie_pl.data.samples import Split
-from bestie_pl.data.truth import COCOTruth
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)

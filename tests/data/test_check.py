@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bestie_pl.data.base import InstanceDataModule
 from bestie_pl.data.check import CheckedImages, ImageFacts
 from bestie_pl.data.coco import COCODataModule
 from bestie_pl.data.folder import FolderDataModule
+from bestie_pl.data.module import InstanceDataModule
 from bestie_pl.data.voc import VOCDataModule
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bestie_pl import cli
+from bestie_pl.cli import main as cli
 from bestie_pl.data.coco import COCODataModule
 from bestie_pl.data.folder import FolderDataModule
 from bestie_pl.data.samples import collate

@@ -12,9 +12,9 @@ import pytest
 import torch
 from pycocotools import mask as codec
 
+from bestie_pl.callbacks.predictions import PredictionWriter
 from bestie_pl.data.coco import COCODataModule
 from bestie_pl.data.voc import VOCDataModule
-from bestie_pl.modules.callbacks import PredictionWriter
 from bestie_pl.structures import Batch, Instances
 
 Box = tuple[int, float, int, int, int, int]

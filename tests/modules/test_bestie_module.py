@@ -18,9 +18,9 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 
+from bestie_pl.callbacks.scores import ScoreWriter
 from bestie_pl.data.shapes import ShapesDataModule
 from bestie_pl.modules.bestie import BestieModule
-from bestie_pl.modules.callbacks import ScoreWriter
 from bestie_pl.structures import Batch, Cues, InstanceMaps
 
 SHARED = {"object_scale": 0.25, "min_area": 200}

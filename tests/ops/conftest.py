@@ -1,4 +1,4 @@
-"""Every way of finding out how large tables are; see ``bestie_pl.ops.sizes``."""
+"""Every way of finding out how large tables are; see ``bestie_pl.ops.capacity``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 import pytest
 from torch import Tensor
 
-from bestie_pl.ops import sizes
+from bestie_pl.ops import capacity as sizes
 
 WAYS = ("exact", "guessed", "scarce")
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bestie_pl.ops.enlargement import find_spots
 from bestie_pl.ops.grouping import Groups, class_probability, group_by_points, group_pixels
 from bestie_pl.ops.peaks import Centers
-from bestie_pl.ops.sampling import find_spots
 from bestie_pl.structures import Cues
 
 pytestmark = pytest.mark.usefixtures("way")

@@ -12,13 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from bestie_pl.ops.instances import (
-    average_maps,
-    find_instances,
-    find_instances_from_points,
-    mirror_maps,
-    predict_semantic,
-)
+from bestie_pl.ops.instances import find_instances, find_instances_from_points, predict_semantic
+from bestie_pl.ops.views import average_maps, mirror_maps
 from bestie_pl.structures import Cues, Geometry, InstanceMaps, LabeledInstances, Recipe
 
 Golden = Callable[[str], dict[str, np.ndarray]]

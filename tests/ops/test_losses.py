@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bestie_pl.ops import heatmaps
+from bestie_pl.ops.enlargement import Enlargement
 from bestie_pl.ops.losses import LossWeights, center_loss, offset_loss, semantic_loss, total_loss
-from bestie_pl.ops.sampling import Enlargement
 from bestie_pl.structures import Cues, Geometry, InstanceMaps, LabeledInstances, Recipe
 
 Golden = Callable[[str], dict[str, np.ndarray]]

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from bestie_pl.ops import peaks as peaks_module
+from bestie_pl.ops.capacity import attempts
 from bestie_pl.ops.components import label_components
 from bestie_pl.ops.peaks import Centers, cluster_centers, find_centers, find_peaks, gather_foreground
-from bestie_pl.ops.sizes import attempts
 from bestie_pl.structures import Components, Geometry, InstanceMaps
 
 pytestmark = pytest.mark.usefixtures("way")

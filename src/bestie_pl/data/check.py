@@ -20,17 +20,10 @@ from pycocotools import mask as rle
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bestie_pl.data.files import (
-    SEMANTIC_MAP,
-    check_classes,
-    check_size,
-    cue_lines,
-    cues_of_rows,
-    open_image,
-    parse_cue,
-    read_label_map,
-)
-from bestie_pl.data.predicted_labels import read_predictions
+from bestie_pl.data.formats.cues import cue_lines, cues_of_rows, parse_cue
+from bestie_pl.data.formats.images import check_size, open_image
+from bestie_pl.data.formats.maps import SEMANTIC_MAP, check_classes, read_label_map
+from bestie_pl.data.formats.predictions import read_predictions
 from bestie_pl.data.samples import EvaluationSamples, Split, TrainingSamples
 from bestie_pl.ops.components import label_components, tagged_classes
 from bestie_pl.ops.transfer import component_of

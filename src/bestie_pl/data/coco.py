@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bestie_pl.data.base import InstanceDataModule, Stage
 from bestie_pl.data.files import Packed, check_unique, read_text, require_folder
+from bestie_pl.data.formats.truth import COCOTruth
+from bestie_pl.data.module import InstanceDataModule, Stage
 from bestie_pl.data.samples import Split
-from bestie_pl.data.truth import COCOTruth
 
 
 class COCODataModule(InstanceDataModule):

@@ -13,13 +13,15 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
-from bestie_pl.data.base import InstanceDataModule, Stage
 from bestie_pl.data.coco import read_categories, read_index
-from bestie_pl.data.files import IMAGE_SUFFIXES, Packed, check_unique, read_cues, read_text, require_folder
-from bestie_pl.data.points import PointSet, image_name, read_points
+from bestie_pl.data.files import Packed, check_unique, read_text, require_folder
+from bestie_pl.data.formats.cues import read_cues
+from bestie_pl.data.formats.images import IMAGE_SUFFIXES
+from bestie_pl.data.formats.points import PointSet, image_name, read_points
+from bestie_pl.data.formats.tags import read_tags
+from bestie_pl.data.formats.truth import COCOTruth, Truth
+from bestie_pl.data.module import InstanceDataModule, Stage
 from bestie_pl.data.samples import Split
-from bestie_pl.data.tag_table import read_tags
-from bestie_pl.data.truth import COCOTruth, Truth
 from bestie_pl.structures import Cues
 
 MIXED = "with recipe: release all training images need points; add them, or use recipe: paper"
@@ -67,9 +69,9 @@ class FolderDataModule(InstanceDataModule):
         test_split: Split that ``test`` uses; ``val_split`` if omitted.
         predict_split: Split that ``predict`` uses, unless ``predict_images`` names a folder; the test split if omitted.
         semantic_dir: Semantic maps of the training images, ``NAME.png``: 0 background, c + 1 for class c.
-        points: Given points: a ``.json`` or ``.csv`` file of the form that ``bestie_pl.data.points`` describes and
-            ``bestie-pl points`` makes and checks, or a folder of the release's text files ``NAME.txt``. An image that
-            it names without a point has no object.
+        points: Given points: a ``.json`` or ``.csv`` file of the form that ``bestie_pl.data.formats.points`` describes
+            and ``bestie-pl points`` makes and checks, or a folder of the release's text files ``NAME.txt``. An image
+            that it names without a point has no object.
         cues_dir: A classifier's cues, ``NAME.txt`` of lines ``x y class conf`` with classes from 0.
         annotations: Ground truth. ``{split}`` in it stands for the name of the split.
         **kwargs: See ``InstanceDataModule``.

@@ -18,9 +18,12 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from bestie_pl.data import release
-from bestie_pl.data.files import Packed, open_image, read_cues, read_semantic
-from bestie_pl.data.predicted_labels import LABEL_THRESHOLD, read_predictions
-from bestie_pl.data.truth import TruthReader, paint_instances
+from bestie_pl.data.files import Packed
+from bestie_pl.data.formats.cues import read_cues
+from bestie_pl.data.formats.images import open_image
+from bestie_pl.data.formats.maps import read_semantic
+from bestie_pl.data.formats.predictions import LABEL_THRESHOLD, read_predictions
+from bestie_pl.data.formats.truth import TruthReader, paint_instances
 from bestie_pl.ops.transfer import instances_from_map
 from bestie_pl.structures import IGNORE, Batch, Cues, Instances, LabeledInstances
 

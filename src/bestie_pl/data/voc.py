@@ -10,10 +10,12 @@ from xml.etree import ElementTree
 import torch
 from torch import Tensor
 
-from bestie_pl.data.base import InstanceDataModule, Stage
-from bestie_pl.data.files import ImageFiles, Packed, read_names, read_tag_list, read_text, require_folder
+from bestie_pl.data.files import Packed, read_names, read_text, require_folder
+from bestie_pl.data.formats.images import ImageFiles
+from bestie_pl.data.formats.tags import read_tag_list
+from bestie_pl.data.formats.truth import VOCTruth
+from bestie_pl.data.module import InstanceDataModule, Stage
 from bestie_pl.data.samples import Split
-from bestie_pl.data.truth import VOCTruth
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from bestie_pl.models import backbone as backbones
 from bestie_pl.models.decoder import RELEASE_STD, Decoder, HeadsDecoder, PanopticDeepLabDecoder, PyramidDecoder
-from bestie_pl.ops.sampling import Enlargement
+from bestie_pl.ops.enlargement import Enlargement
 from bestie_pl.structures import InstanceMaps, Recipe
 
 STRIDE = 4

@@ -17,25 +17,18 @@ from bestie_pl.metrics.labels import LabelQuality
 from bestie_pl.metrics.semantic import SemanticIoU
 from bestie_pl.metrics.voc import VOCInstanceAP
 from bestie_pl.models.bestie import STRIDE, BestieModel
-from bestie_pl.modules.initial_weights import load_network, refuse_other_network
-from bestie_pl.modules.schedule import adam_with_decay
+from bestie_pl.modules.optimization import adam_with_decay
+from bestie_pl.modules.weights import load_network, refuse_other_network
 from bestie_pl.ops.components import tagged_classes
-from bestie_pl.ops.instances import average_maps, find_instances, find_instances_from_points, mirror_maps
+from bestie_pl.ops.enlargement import Enlargement
+from bestie_pl.ops.instances import find_instances, find_instances_from_points
+from bestie_pl.ops.labels import mix_labels
 from bestie_pl.ops.losses import LossWeights, total_loss
 from bestie_pl.ops.masks import resize_map, to_instances
-from bestie_pl.ops.mixed import mix_labels
 from bestie_pl.ops.refinement import refine_from_points, refine_from_tags
-from bestie_pl.ops.sampling import Enlargement
 from bestie_pl.ops.semantic import ITERATIONS, refine_logits
-from bestie_pl.structures import (
-    Batch,
-    Geometry,
-    InstanceMaps,
-    Instances,
-    LabeledInstances,
-    Recipe,
-    Supervision,
-)
+from bestie_pl.ops.views import average_maps, mirror_maps
+from bestie_pl.structures import Batch, Geometry, InstanceMaps, Instances, LabeledInstances, Recipe, Supervision
 
 LEGEND = {
     "map25, map50, map70, map75": "VOC: area under the precision-recall curve at one overlap, mean over classes",

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bestie_pl.data.files import require_folder
-from bestie_pl.data.import_maps import MapFolder
+from bestie_pl.data.formats.maps import MapFolder
 from bestie_pl.metrics.semantic_maps import LEAST_IMAGES, SemanticMapFigures
 from bestie_pl.modules.semantic import SemanticPrediction
 from bestie_pl.ops.instances import predict_semantic

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 from torchmetrics.classification import MultilabelAveragePrecision, MultilabelStatScores
 
 from bestie_pl.models.peak_attention import PeakAttentionModel
-from bestie_pl.modules.schedule import adam_with_decay
+from bestie_pl.modules.optimization import adam_with_decay
 from bestie_pl.ops.cues import CUE_LIMIT, CUE_THRESHOLD, CUE_WINDOW, Pooling, activation_planes, find_cues, smooth
 from bestie_pl.structures import Batch, Cues, Recipe
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from bestie_pl.metrics.semantic import SemanticIoU
 from bestie_pl.models.bestie import BestieModel
-from bestie_pl.modules.initial_weights import refuse_other_network
-from bestie_pl.modules.schedule import adam_with_decay
+from bestie_pl.modules.optimization import adam_with_decay
+from bestie_pl.modules.weights import refuse_other_network
 from bestie_pl.ops.instances import predict_semantic
 from bestie_pl.ops.losses import HARD_FRACTION, semantic_loss
 from bestie_pl.ops.masks import resize_map

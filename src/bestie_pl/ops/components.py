@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bestie_pl.ops.sizes import EXACT, Sizes, attempts
+from bestie_pl.ops.capacity import EXACT, Sizes, attempts
 from bestie_pl.structures import Components
 
 PIXELS_A_RUN = 16

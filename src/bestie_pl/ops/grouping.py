@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bestie_pl.ops.capacity import EXACT, Sizes, attempts, take
+from bestie_pl.ops.enlargement import Enlargement, PixelSpots, Spots, at_a_time, find_spots
 from bestie_pl.ops.peaks import NO_COMPONENT, Centers
-from bestie_pl.ops.sampling import Enlargement, at_a_time, find_spots
-from bestie_pl.ops.sizes import EXACT, Sizes, attempts, take
-from bestie_pl.ops.spots import PixelSpots, Spots
 from bestie_pl.structures import Cues, LabeledInstances
 
 USUAL_CENTERS = 8

@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bestie_pl.ops import heatmaps
-from bestie_pl.ops.sampling import Enlargement
-from bestie_pl.ops.spots import PixelSpots, cells_of
+from bestie_pl.ops.enlargement import Enlargement, PixelSpots, cells_of
 from bestie_pl.structures import IGNORE, Geometry, InstanceMaps, LabeledInstances, Recipe, Supervision
 
 HARD_FRACTION = {"paper": 1.0, "release": 0.2}

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bestie_pl.ops.capacity import EXACT, Sizes
 from bestie_pl.ops.components import unite
-from bestie_pl.ops.sampling import Enlargement, find_spots
-from bestie_pl.ops.sizes import EXACT, Sizes
-from bestie_pl.ops.spots import PixelSpots, Spots
+from bestie_pl.ops.enlargement import Enlargement, PixelSpots, Spots, find_spots
 from bestie_pl.structures import Components, Geometry, InstanceMaps
 
 CLUSTER_HEAT = 0.05

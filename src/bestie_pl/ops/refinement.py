@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bestie_pl.ops.capacity import EXACT, Sizes, attempts, take
+from bestie_pl.ops.enlargement import Enlargement, PixelSpots
 from bestie_pl.ops.grouping import USUAL_CENTERS, Groups, class_probability, group_by_points, group_pixels
 from bestie_pl.ops.peaks import Centers, Foreground, center_pixels, find_centers, gather_foreground
-from bestie_pl.ops.sampling import Enlargement
-from bestie_pl.ops.sizes import EXACT, Sizes, attempts, take
-from bestie_pl.ops.spots import PixelSpots
 from bestie_pl.structures import Components, Cues, Geometry, InstanceMaps, LabeledInstances, Recipe
 
 MAX_CENTERS = 5

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from bestie_pl.data.formats.maps import indexed_image
 from bestie_pl.data.generator.drawings import SHAPE_CLASSES, Bytes
 from bestie_pl.data.generator.imperfect_maps import imperfect_map
 from bestie_pl.data.generator.scenes import Scene, draw_scene
-from bestie_pl.data.import_maps import indexed_image
 
 __all__ = ["SHAPE_CLASSES", "generate_shapes"]
 

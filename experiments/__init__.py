@@ -1,0 +1,1 @@
+"""The studies behind the tables: each writes files below ``results/``."""

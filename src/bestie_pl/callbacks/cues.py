@@ -1,0 +1,147 @@
+"""Cues of ``predict`` as text files in the release's format, and a report on them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor
+
+from bestie_pl.callbacks.resume import ResumableWriter, below_root, images_of
+from bestie_pl.callbacks.scores import environment
+from bestie_pl.data.files import write_json, write_text
+from bestie_pl.data.formats.cues import format_cues, read_cues
+from bestie_pl.metrics.cues import CueQuality
+from bestie_pl.modules.peak_attention import PeakAttentionModule
+from bestie_pl.structures import Batch, Instances
+
+SETTINGS = (
+    "backbone",
+    "pooling",
+    "alpha",
+    "pam_layers",
+    "mirror",
+    "cue_scales",
+    "cue_window",
+    "cue_threshold",
+    "recipe",
+)
+"""What the report repeats of the classifier's settings."""
+
+
+class CueWriter(ResumableWriter):
+    """Write each image's cues to ``<output_dir>/<image name>.txt``: lines ``x y class conf``, classes ascending.
+
+    That is the release's format (12.8), which ``supervision: tags`` reads. Files appear complete or not at all; a run
+    that was interrupted goes on with the images that are missing. In a distributed run every process writes its own
+    images. Does nothing but for a ``PeakAttentionModule``.
+
+    At the end ``cue_report.json`` in the run's folder says for several thresholds how many cues there are for how many
+    tags; and, where the data module reads the true instances (``label_quality``), how many are right (see
+    ``CueQuality``). The report covers all images, those of earlier runs included.
+
+    Args:
+        output_dir: Folder for the files; a relative one is below the data set's root, as its ``cues_dir`` is. If
+            omitted, the one where the data module looks for cues.
+        overwrite: Predict and write all images anew.
+    """
+
+    def __init__(self, output_dir: str | None = None, *, overwrite: bool = False) -> None:
+        super().__init__(overwrite)
+        self.output_dir = output_dir
+
+    def folder(self, trainer: pl.Trainer) -> Path:
+        """Where the cues go."""
+        if self.output_dir is not None:
+            return below_root(trainer, self.output_dir)
+        looked_for = getattr(getattr(trainer, "datamodule", None), "cues_dir", None)
+        return Path(looked_for or Path(trainer.default_root_dir, "cues"))
+
+    def applies(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+        """Whether the module makes cues."""
+        return isinstance(pl_module, PeakAttentionModule)
+
+    def is_finished(self, trainer: pl.Trainer, name: str) -> bool:
+        """Whether the image has its file."""
+        return (self.folder(trainer) / f"{name}.txt").is_file()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave out the finished images."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "predict" and isinstance(pl_module, PeakAttentionModule):
+            self.quality = CueQuality(len(pl_module.class_names))
+
+    def write_on_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Write one batch."""
+        if not self.applies(trainer, pl_module):
+            return
+        tags, references = batch.tags.cpu(), batch.references or (None,) * len(batch)
+        for b, (name, cues) in enumerate(zip(batch.names, prediction.cues, strict=True)):
+            # another writer may have asked for an image that has its cues
+            if self.overwrite or not self.is_finished(trainer, name):
+                write_text(self.folder(trainer) / f"{name}.txt", format_cues(cues))
+            self._measure(trainer, name, batch.original_sizes[b], tags[b], references[b])
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Measure the cues of earlier runs too, and let the first process write the report."""
+        if stage == "predict" and isinstance(pl_module, PeakAttentionModule):
+            images = images_of(trainer)
+            for index in self.left_out[trainer.global_rank :: trainer.world_size]:
+                assert images is not None  # who left them out knows them
+                sample = images[index]
+                self._measure(trainer, sample.name, sample.original_size, sample.tags, sample.references)
+            self._report(trainer, pl_module)
+        super().teardown(trainer, pl_module, stage)
+
+    def _measure(
+        self, trainer: pl.Trainer, name: str, size: tuple[int, int], tags: Tensor, references: Instances | None
+    ) -> None:
+        """Add one image to the figures, as its file says: that is what training reads."""
+        self.quality.update(read_cues(self.folder(trainer) / f"{name}.txt", size, len(tags)), tags, references)
+
+    def _report(self, trainer: pl.Trainer, module: PeakAttentionModule) -> None:
+        with warnings.catch_warnings():  # a process without an image is fine
+            warnings.filterwarnings("ignore", message=".*before the ``update`` method.*")
+            if trainer.world_size > 1:
+                self.quality.to(trainer.strategy.root_device)  # states are gathered on the device of the processes
+            figures = {name: value.cpu() for name, value in self.quality.compute().items()}
+        if not trainer.is_global_zero:
+            return
+        numbers = {name: _plain(value) for name, value in figures.items()}
+        columns = {name: value for name, value in numbers.items() if isinstance(value, list)}
+        rows = [
+            {"threshold": threshold, **{name: column[row] for name, column in columns.items()}}
+            for row, threshold in enumerate(self.quality.thresholds)
+        ]
+        content = {
+            "folder": str(self.folder(trainer)),
+            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            "settings": {name: module.hparams[name] for name in SETTINGS},
+            **{name: value for name, value in numbers.items() if not isinstance(value, list)},
+            "thresholds": rows,
+            "environment": environment(),
+        }
+        write_json(Path(trainer.default_root_dir, "cue_report.json"), content)
+        rank_zero_info(f"Cues in {self.folder(trainer)}: {rows[0]['cues']} in {numbers['images']} images.")
+
+
+def _plain(value: Tensor) -> Any:
+    """Numbers and lists for JSON, which knows no NaN."""
+    if value.dim():
+        return [_plain(part) for part in value]
+    number = value.item()
+    return None if math.isnan(number) else number

@@ -1,0 +1,239 @@
+"""Semantic maps of ``predict`` as PNG files, and a report on them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from torch.nn import functional as F
+
+from bestie_pl.callbacks.resume import ResumableWriter, below_root, images_of
+from bestie_pl.callbacks.scores import environment
+from bestie_pl.data.files import require_folder, write_json
+from bestie_pl.data.formats.maps import MapFolder, read_if_present, write_semantic
+from bestie_pl.metrics.semantic import SemanticIoU
+from bestie_pl.metrics.semantic_maps import SemanticMapFigures
+from bestie_pl.modules.peak_attention import ActivationPrediction
+from bestie_pl.modules.semantic import SemanticPrediction
+from bestie_pl.ops.masks import resize_map
+from bestie_pl.ops.semantic import BACKGROUND, BAND, ITERATIONS, semantic_from_activations
+from bestie_pl.structures import IGNORE, Batch
+
+SETTINGS = ("use_tags", "mirror", "scales", "refine", "pamr_iterations", "background", "band")
+"""What the report repeats of a module's settings, as far as it has them."""
+
+
+@runtime_checkable
+class MakesActivations(Protocol):
+    """A classifier whose ``predict_step`` returns an ``ActivationPrediction``, which becomes semantic maps here."""
+
+    class_names: tuple[str, ...]
+    makes_activations: bool
+
+
+@runtime_checkable
+class MakesMaps(Protocol):
+    """A module whose ``predict_step`` returns a ``SemanticPrediction``."""
+
+    class_names: tuple[str, ...]
+    makes_semantic_maps: bool
+
+
+class SemanticMapWriter(ResumableWriter):
+    """Write a semantic map of each image to ``<output_dir>/<image name>.png``, a palette PNG as the release has them.
+
+    Does its work where the module makes maps (SemanticModule, ImportedMaps), or activation maps (the classifier):
+    those are refined by the image's colours and cut by thresholds here, in the same pass that finds the cues. Files
+    appear complete or not at all. A run that was interrupted goes on with the images that are missing. In a distributed
+    run every process writes its own images.
+
+    At the end ``semantic_maps.json`` in the run's folder says how good the maps are, over all images, those of earlier
+    runs included: figures that need no ground truth (see ``SemanticMapFigures``); and the mean IoU where the data
+    module reads the true maps (``label_quality``), for which ignored pixels count as background.
+
+    Args:
+        output_dir: Folder for the maps; a relative one is below the data set's root, as its ``semantic_dir`` is.
+            ``semantic_maps`` in the run's folder if omitted.
+        background: Activation below which a pixel of a classifier's map is background.
+        band: Activations this close to it are ignored (255).
+        iterations: Rounds of refinement of a classifier's activations; 0 for none.
+        overwrite: Predict and write all images anew.
+        earlier_dir: Maps of the round before, to report how many pixels agree; relative as above.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | None = None,
+        *,
+        background: float = BACKGROUND,
+        band: float = BAND,
+        iterations: int = ITERATIONS["activations"],
+        overwrite: bool = False,
+        earlier_dir: str | None = None,
+    ) -> None:
+        super().__init__(overwrite)
+        self.output_dir = output_dir
+        self.background, self.band, self.iterations = background, band, iterations
+        self.earlier_dir = earlier_dir
+        if not (band >= 0 and background - band >= 0 and background + band < 1 and iterations >= 0):
+            raise ValueError(
+                "expected 0 <= background - band, background + band < 1 and iterations >= 0; got "
+                f"{background}, {band} and {iterations}"
+            )
+
+    def folder(self, trainer: pl.Trainer) -> Path:
+        """Where the maps go."""
+        if self.output_dir is None:
+            return Path(trainer.default_root_dir, "semantic_maps")
+        return below_root(trainer, self.output_dir)
+
+    def applies(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+        """Whether the module makes maps or activations."""
+        return isinstance(pl_module, (MakesMaps, MakesActivations))
+
+    def is_finished(self, trainer: pl.Trainer, name: str) -> bool:
+        """Whether the image has its map."""
+        return (self.folder(trainer) / f"{name}.png").is_file()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Check the folders, and leave out the finished images."""
+        super().setup(trainer, pl_module, stage)
+        if stage != "predict" or not self.applies(trainer, pl_module):
+            return
+        self.earlier: Path | None = None
+        if self.earlier_dir is not None:
+            self.earlier = below_root(trainer, self.earlier_dir)
+            require_folder(self.earlier, "the maps ID.png of an earlier round")
+            if self.earlier.resolve() == self.folder(trainer).resolve():
+                raise ValueError(f"{self.earlier}: the earlier maps would be overwritten; give another output_dir")
+        assert isinstance(pl_module, (MakesMaps, MakesActivations))
+        self.names = tuple(pl_module.class_names)
+        self.figures, self.iou = SemanticMapFigures(len(self.names)), SemanticIoU(len(self.names))
+
+    @torch.no_grad()
+    def write_on_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Write one batch."""
+        if not self.applies(trainer, pl_module):
+            return
+        if isinstance(prediction, SemanticPrediction):
+            maps, agreement = prediction
+        else:
+            maps, agreement = self._from_activations(prediction, batch), None
+        for b, (name, semantic) in enumerate(zip(batch.names, maps, strict=True)):
+            write_semantic(self.folder(trainer) / f"{name}.png", semantic)
+            height, width = batch.sizes[b]
+            self._measure(
+                name,
+                semantic.cpu(),
+                batch.tags[b].cpu(),
+                batch.images[b, :, :height, :width].cpu(),
+                true=None if batch.semantic_references is None else batch.semantic_references[b].cpu(),
+                agreement=None if agreement is None else agreement[b],
+            )
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Measure the maps of earlier runs too, and let the first process write the report."""
+        if stage == "predict" and self.applies(trainer, pl_module):
+            images = images_of(trainer)
+            for index in self.left_out[trainer.global_rank :: trainer.world_size]:
+                assert images is not None  # who left them out knows them
+                sample = images[index]
+                semantic = MapFolder(self.folder(trainer), self.names).read(sample.name, sample.original_size)
+                image = sample.image.float() / 255
+                self._measure(sample.name, semantic, sample.tags, image, true=sample.semantic_reference)
+            self._report(trainer, pl_module)
+        super().teardown(trainer, pl_module, stage)
+
+    def _from_activations(self, prediction: ActivationPrediction, batch: Batch) -> tuple[Tensor, ...]:
+        maps = []
+        for planes, tags, image, (h, w), original in zip(
+            prediction.activations, batch.tags, batch.images, batch.sizes, batch.original_sizes, strict=True
+        ):
+            activations = planes.new_zeros(len(tags), h, w)
+            activations[tags] = planes
+            semantic = semantic_from_activations(
+                activations,
+                tags,
+                image[:, :h, :w],
+                background=self.background,
+                band=self.band,
+                iterations=self.iterations,
+            )
+            maps.append(resize_map(semantic, original))
+        return tuple(maps)
+
+    def _measure(
+        self,
+        name: str,
+        semantic: Tensor,
+        tags: Tensor,
+        image: Tensor,
+        *,
+        true: Tensor | None,
+        agreement: float | None = None,
+    ) -> None:
+        """Add one image to the figures; all on the CPU."""
+        size = (semantic.shape[0], semantic.shape[1])
+        if image.shape[1:] != size:
+            image = F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0]
+        earlier = read_if_present(self.earlier, name, size, self.names)
+        self.figures.update(semantic, tags, image, earlier=earlier, mirror_agreement=agreement)
+        if true is not None:
+            self.iou.update(semantic.masked_fill(semantic == IGNORE, 0), true)
+
+    def _report(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        with warnings.catch_warnings():  # a process without an image is fine
+            warnings.filterwarnings("ignore", message=".*before the ``update`` method.*")
+            results = []
+            for metric in (self.figures, self.iou):
+                if trainer.world_size > 1:
+                    metric.to(trainer.strategy.root_device)  # states are gathered on the device of the processes
+                results.append(metric.compute())
+        figures, iou = results
+        if not trainer.is_global_zero:
+            return
+        values = {name: _number(value) for name, value in figures.items()}
+        settings = {name: getattr(pl_module, name) for name in SETTINGS if hasattr(pl_module, name)}
+        if isinstance(pl_module, MakesActivations):
+            settings |= {"background": self.background, "band": self.band, "iterations": self.iterations}
+        content: dict[str, Any] = {
+            "folder": str(self.folder(trainer)),
+            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            "settings": settings,
+            "figures": values,
+            "environment": environment(),
+        }
+        if values["images"] and not iou["miou"].isnan():
+            content["miou"] = _number(iou["miou"])
+            names = ("background", *self.names)
+            content["iou"] = {name: _number(value) for name, value in zip(names, iou["per_class"], strict=True)}
+        write_json(Path(trainer.default_root_dir, "semantic_maps.json"), content)
+        found = {**values, "miou": content.get("miou")}
+        rank_zero_info(
+            f"Semantic maps in {self.folder(trainer)}: "
+            + ", ".join(f"{name} {value:.4g}" for name, value in found.items() if value is not None)
+        )
+        if int(self.figures.tagged.sum()) == 0:
+            rank_zero_warn("No image has a tag, so the maps are empty or uncleaned: give the images' tags.")
+
+
+def _number(value: Tensor) -> float | None:
+    """For JSON, which knows no NaN."""
+    number = value.item()
+    return None if math.isnan(number) else number

@@ -1,0 +1,118 @@
+"""``bestie-pl points``: what annotation programs write -> one point per object, checked."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # `bestie-pl points --help` answers without torch
+    from bestie_pl.data.annotation_tools.marked import MarkedImage
+
+SOURCES = {
+    "coco": "annotation file: keypoint, else a pixel of the segmentation, else the centre of the box",
+    "labelme": "file, or folder of them: point, rectangle, circle, polygon, mask; a group_id is one object",
+    "cvat": "`CVAT for images 1.1`, annotations.xml: points, box, ellipse, polygon, mask; a group_id is one object",
+    "labelstudio": "export JSON: keypoints, rectangles, ellipses, polygons and brushes with labels",
+    "csv": "image,x,y,class[,confidence]; 0 is the centre of the first pixel",
+    "json": "the form that this command writes",
+}
+
+
+def main(args: list[str]) -> int:
+    """Convert, check and write.
+
+    Raises:
+        FileNotFoundError: No such file, or an image that is not in ``--images``.
+        ValueError: Names file, image and field of what is wrong.
+    """
+    options = _parser().parse_args(args)
+    from bestie_pl.data.annotation_tools.readers import read_marked
+    from bestie_pl.data.files import write_text
+    from bestie_pl.data.formats.points import tag_csv, to_json, write_release
+
+    marked = read_marked([Path(path) for path in options.inputs], options.source)
+    if options.images is not None:
+        _match(marked.images, Path(options.images))
+    points = marked.points(Path(options.inputs[0]), options.classes)
+    output = Path(options.output)
+    if output.suffix.lower() == ".json":
+        write_text(output, to_json(points))
+    else:
+        write_release(points, output)
+    if options.tags is not None:
+        write_text(Path(options.tags), tag_csv(points, (image.tags for image in marked.images)))
+    counts = points.classes.long().bincount(minlength=len(points.class_names)).tolist()
+    print(f"{len(points.classes)} points in {len(points)} images: {output}")
+    for number, (name, count) in enumerate(zip(points.class_names, counts, strict=True)):
+        print(f"  class {number}  {name}: {count}")
+    return 0
+
+
+def _match(images: Iterable[MarkedImage], folder: Path) -> None:
+    """Give the images the paths that they have in a folder, and compare their sizes.
+
+    Leading folders that another computer had are left off. Sizes are those after turning as the EXIF orientation says.
+    """
+    from PIL import Image
+
+    from bestie_pl.data.files import require_folder
+    from bestie_pl.data.formats.images import IMAGE_SUFFIXES, find_image
+
+    require_folder(folder, "the images; give it as --images")
+    for image in images:
+        parts = image.file.split("/")
+        endings = ["/".join(parts[k:]) for k in range(len(parts))]
+        # some programs leave out the suffix
+        whole = image.file.lower().endswith(IMAGE_SUFFIXES)
+        paths = [folder / ending if whole else find_image(folder, ending) for ending in endings]
+        path = next((path for path in paths if path.is_file()), None)
+        if path is None:
+            raise FileNotFoundError(
+                f"no such image: {folder / image.file}; expected the folder of the images in --images"
+            )
+        image.file = path.relative_to(folder).as_posix()
+        try:
+            with Image.open(path) as picture:
+                turned = picture.getexif().get(0x0112, 1) >= 5
+                size = picture.size if turned else picture.size[::-1]
+        except (OSError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{path}: cannot be read as an image ({error}); restore it") from error
+        if image.size is not None and image.size != size:
+            raise ValueError(
+                f"{path}: is {size[1]} x {size[0]} px (width x height, turned as its EXIF orientation says) "
+                f"but was {image.size[1]} x {image.size[0]} when it was annotated; use the annotated images"
+            )
+        image.size = size
+
+
+def _parser() -> argparse.ArgumentParser:
+    sources = "\n".join(f"  {name:<12}{reads}" for name, reads in SOURCES.items())
+    parser = argparse.ArgumentParser(
+        prog="bestie-pl points",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Read the objects of an annotation file, and write one point for each of them.",
+        epilog=f"formats:\n{sources}\n\nFolderDataModule reads what this writes. A .json file holds class names, text "
+        "files the numbers\nthat are printed.",
+    )
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="files of one format")
+    parser.add_argument("--from", dest="source", required=True, choices=SOURCES, help="their format")
+    parser.add_argument(
+        "--output", required=True, help="a .json file, or a folder for text files of the release's format"
+    )
+    parser.add_argument(
+        "--classes",
+        nargs="+",
+        metavar="NAME",
+        help="class names in the order of their numbers; if omitted, COCO's categories by id, else the names sorted",
+    )
+    parser.add_argument(
+        "--images", metavar="FOLDER", help="find the images here, and compare their sizes with the files'"
+    )
+    parser.add_argument(
+        "--tags",
+        metavar="FILE",
+        help="also write the images' tags, a CSV for FolderDataModule; all are in the split train, until you edit it",
+    )
+    return parser

@@ -1,0 +1,63 @@
+"""The readers of all formats by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bestie_pl.data.annotation_tools.coco import read_coco
+from bestie_pl.data.annotation_tools.cvat import read_cvat
+from bestie_pl.data.annotation_tools.label_studio import read_label_studio
+from bestie_pl.data.annotation_tools.labelme import read_labelme
+from bestie_pl.data.annotation_tools.marked import Marked, MarkedImage, Object
+from bestie_pl.data.formats.points import read_points
+
+
+def read_marked(paths: Sequence[Path], source: str) -> Marked:
+    """What one or several files of a format hold.
+
+    Args:
+        paths: Files; for ``labelme`` also folders.
+        source: A key of ``READERS``.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not of the format, or a shape that has no point; names file, image and field.
+    """
+    parts = [_read(path, source) for path in paths]
+    orders = [part.class_names for part in parts]
+    if any(order != orders[0] for order in orders):
+        raise ValueError(f"{paths[0]} and other files have different categories; convert one after the other")
+    return Marked([image for part in parts for image in part.images], orders[0])
+
+
+def _read(path: Path, source: str) -> Marked:
+    try:
+        return READERS[source](path)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: is not what --from {source} reads ({error!r}); export it again") from error
+
+
+def _read_own(path: Path) -> Marked:
+    """A file of the documented form."""
+    points = read_points(path)
+    images = []
+    columns = [points.yx.tolist(), points.classes.tolist(), points.scores.tolist()]
+    for n, (file, (height, width)) in enumerate(zip(points.files, points.sizes.tolist(), strict=True)):
+        image = MarkedImage(file, (height, width) if height else None, f"{path}: image {file!r}")
+        own = zip(*(column[points.rows(n)] for column in columns), strict=True)
+        for k, ((y, x), number, score) in enumerate(own, 1):
+            where = f"{image.where}, point {k}"
+            image.objects.append(Object(points.class_names[number], (x, y), where, score))
+        images.append(image)
+    return Marked(images, points.class_names if path.suffix.lower() == ".json" else None)
+
+
+READERS: dict[str, Callable[[Path], Marked]] = {
+    "coco": read_coco,
+    "labelme": read_labelme,
+    "cvat": read_cvat,
+    "labelstudio": read_label_studio,
+    "csv": _read_own,
+    "json": _read_own,
+}

@@ -1,0 +1,109 @@
+"""Predictions of a trained model as the labels of the next round (iterative training, paper table 5)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bestie_pl.data.files import read_text
+from bestie_pl.data.formats.images import check_size
+from bestie_pl.data.formats.truth import check_code
+from bestie_pl.ops.masks import decode
+from bestie_pl.structures import Instances
+
+LABEL_THRESHOLD = 0.3
+"""Least score of a label: that from which the method takes a centre for a refined label (paper section 3.5).
+
+A prediction's score is the centre's times the class's probability, so it is the stricter of the two. Neither paper nor
+release say what they did. Set beforehand, with no mask in view.
+"""
+
+REMEDY = "predict the training images first, with the same class names, and give labels_from the folder `predictions`"
+
+
+def read_predictions(
+    folder: Path,
+    name: str,
+    size: tuple[int, int],
+    class_names: Sequence[str],
+    *,
+    tags: Tensor | None = None,
+    least_score: float = 0.0,
+    min_area: int = 1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The instances that ``<folder>/<name>.json`` holds, as a label map; better ones cover worse ones.
+
+    Args:
+        folder: What PredictionWriter wrote.
+        name: Of the image.
+        size: (H, W) of the image.
+        class_names: In the order of the classes' numbers.
+        tags: (C,) bool; predictions of other classes are left out. All are kept if omitted.
+        least_score: Instances below are left out.
+        min_area: Instances that keep fewer pixels are left out. What they would have covered stays unlabelled.
+
+    Returns:
+        ids: (H, W) int32, 0 where there is none, else 1..N, best score first.
+        classes: (N,) int64, 0-based.
+        scores: (N,) float32.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: The file is broken, of an image of another size, or has a class that is not in ``class_names``.
+    """
+    path = folder / f"{name}.json"
+    numbers = {name: number for number, name in enumerate(class_names)}
+    kept = []
+    for label, score, code in read_rows(path, size, REMEDY):
+        if label not in numbers:
+            raise ValueError(f"{path}: unknown class {label!r}; expected one of {', '.join(class_names)}")
+        if score >= least_score and (tags is None or bool(tags[numbers[label]])):
+            kept.append((score, numbers[label], code))
+    kept.sort(key=lambda row: -row[0])
+    scores = torch.tensor([score for score, _, _ in kept], dtype=torch.float32)
+    classes = torch.tensor([number for _, number, _ in kept], dtype=torch.int64)
+    masks = decode(Instances(tuple(code for _, _, code in kept), classes, scores, size))
+    # the first of several masks at a pixel has the best score
+    count = len(kept)
+    rank = torch.arange(count, 0, -1, dtype=torch.int32)[:, None, None]
+    ids = (masks * rank).amax(0) if count else torch.zeros(size, dtype=torch.int32)
+    ids = torch.where(ids > 0, count + 1 - ids, 0)
+    area = ids.flatten().long().bincount(minlength=count + 1)[1:]
+    rows_kept = (area >= min_area).nonzero()[:, 0]
+    renumbered = torch.zeros(count + 1, dtype=torch.int32)
+    renumbered[rows_kept + 1] = torch.arange(1, len(rows_kept) + 1, dtype=torch.int32)
+    return renumbered[ids.long()], classes[rows_kept], scores[rows_kept]
+
+
+def read_rows(path: Path, size: tuple[int, int], remedy: str) -> list[tuple[str, float, dict[str, Any]]]:
+    """Class name, score and run-length code of each instance in a file that PredictionWriter wrote, best score first.
+
+    Args:
+        path: Of the file ``NAME.json``.
+        size: (H, W) of the image.
+        remedy: What to do if the file is missing or broken.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: The file is broken, or of an image of another size.
+    """
+    try:
+        rows = [_row(record) for record in json.loads(read_text(path, f"predicted instances of the image; {remedy}"))]
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: holds no predicted instances ({error!r}); {remedy}") from error
+    for _, _, code in rows:
+        check_size(path, code["size"], size)
+    return rows
+
+
+def _row(record: dict[str, Any]) -> tuple[str, float, dict[str, Any]]:
+    segmentation = record["segmentation"]
+    height, width = (int(side) for side in segmentation["size"])
+    code = {"size": [height, width], "counts": str(segmentation["counts"]).encode("ascii")}
+    check_code(code)
+    return str(record["class"]), float(record["score"]), code

@@ -1,0 +1,394 @@
+"""The data module that all data sets share: loaders, and labels on the device. A data set adds where its files are."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
+from torch.utils.data import DataLoader, Dataset
+
+from bestie_pl.data.augmentation import Augmentation
+from bestie_pl.data.files import Packed, check_unique, require_folder
+from bestie_pl.data.formats.images import IMAGE_SUFFIXES
+from bestie_pl.data.formats.predictions import LABEL_THRESHOLD, REMEDY
+from bestie_pl.data.samplers import EvaluationSampler, TrainingSampler, repeat_factors
+from bestie_pl.data.samples import STRIDE, EvaluationSamples, Sample, Split, TrainingSamples, collate
+from bestie_pl.ops.components import label_components, tagged_classes
+from bestie_pl.ops.labels import mix_labels
+from bestie_pl.ops.transfer import transfer
+from bestie_pl.structures import Batch, Components, Geometry, LabeledInstances, Recipe, Supervision
+
+Stage = Literal["train", "val", "test", "predict"]
+SemanticSource = Literal["folder", "ground_truth", "none"]
+
+
+class InstanceDataModule(pl.LightningDataModule):
+    """Images with semantic maps and points or cues for training, with true instances for evaluation.
+
+    Workers decode files to bytes; on the device, ``on_after_batch_transfer`` augments a training batch and makes its
+    pseudo labels from what the crops show. Training never opens ground truth, unless ``supervision``,
+    ``semantic_source`` or ``label_quality`` ask for it. A data set of one's own adds its ``class_names`` and
+    ``open_split``.
+
+    Args:
+        root: Folder of the data set.
+        class_names: Names of the classes, in the order of their numbers; no background.
+        supervision: What labels are made from: image ``tags`` with a classifier's cues, ``points``, or ``full``: the
+            true instances, as a reference.
+        semantic_source: Where training takes its semantic maps from: the ``folder`` of a weakly supervised method, or
+            ``ground_truth`` for comparison. Independent of ``supervision: full``, which takes only the instances from
+            the ground truth. ``none`` is for classifiers: batches hold images and tags, in evaluation too, and no
+            folder of maps, cues or ground truth has to exist.
+        recipe: Whose augmentation and labels, where paper and authors' release disagree. ``release`` augments in the
+            workers, evaluates images one by one at a multiple of 32, and ignores the augmentation arguments below. With
+            ``semantic_source: none`` it does what the release's classifier does: images become squares, of which
+            training cuts ``crop_size``, and evaluated ones have that size.
+        object_scale: Size of the objects relative to VOC's (50 to 400 px), after ``image_scale``.
+        min_area: Components with fewer pixels get no label, at ``object_scale: 1``.
+        cue_threshold: Training uses only cues that are surer than this.
+        labels_from: Folder of an earlier model's predictions for the training images, ``RUN/predictions``, to start the
+            labels from (iterative training, paper table 5). Of tagged classes, and with ``supervision: points`` those
+            that hold exactly one point of their class. With ``tags`` no cues are read then.
+        label_threshold: Least score of such a prediction. The default is the least centre score of a refined label.
+        label_quality: Also read the true instances of training images, to measure the labels, and of predicted images,
+            to measure cues. No loss uses them.
+        repeat_threshold: Images of classes that less than this share of the training images have are shown more often
+            (``data.samplers.repeat_factors``); 0 shows each image once an epoch.
+        batch_size: Training images per process.
+        eval_batch_size: Evaluated images per process; they are padded to the largest.
+        num_workers: Worker processes per process.
+        crop_size: Side of the training crops in pixels.
+        image_scale: Factor by which images are enlarged before anything else, for objects of few pixels.
+        scale_range: Least and largest random scale of training images.
+        color_jitter: Strength of the random colour changes; 0 switches them off.
+        dihedral: Also mirror up-down and turn by 90 degrees: for microscopy and aerial pictures.
+        predict_images: A folder of images for ``predict``, with subfolders; the data set's own choice if omitted.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        class_names: Sequence[str],
+        *,
+        supervision: Supervision = "points",
+        semantic_source: SemanticSource = "folder",
+        recipe: Recipe = "paper",
+        object_scale: float = 1.0,
+        min_area: int = Geometry.min_area,
+        cue_threshold: float = 0.7,
+        labels_from: str | None = None,
+        label_threshold: float = LABEL_THRESHOLD,
+        label_quality: bool = False,
+        repeat_threshold: float = 0.0,
+        batch_size: int = 8,
+        eval_batch_size: int = 4,
+        num_workers: int = 2,
+        crop_size: int = 416,
+        image_scale: float = 1.0,
+        scale_range: tuple[float, float] = (0.7, 1.3),
+        color_jitter: float = 1.0,
+        dihedral: bool = False,
+        predict_images: str | None = None,
+    ) -> None:
+        super().__init__()
+        # a process without a single image is fine in evaluation: it contributes nothing to the scores
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        _check_range("0 < scale_range[0] <= scale_range[1]", 0 < scale_range[0] <= scale_range[1], scale_range)
+        _check_range("image_scale > 0", image_scale > 0, image_scale)
+        _check_range("crop_size, batch_size, eval_batch_size >= 1", min(crop_size, batch_size, eval_batch_size) >= 1, 0)
+        _check_range("0 <= cue_threshold < 1", 0 <= cue_threshold < 1, cue_threshold)
+        _check_range("0 <= label_threshold <= 1", 0 <= label_threshold <= 1, label_threshold)
+        _check_range("0 <= repeat_threshold <= 1", 0 <= repeat_threshold <= 1, repeat_threshold)
+        _check_range("0 <= color_jitter <= 3", 0 <= color_jitter <= 3, color_jitter)
+        if semantic_source == "none" and supervision != "tags":
+            raise ValueError(f"semantic_source none leaves nothing but tags; use supervision tags, not {supervision}")
+        if labels_from is not None and (supervision == "full" or semantic_source == "none"):
+            raise ValueError(
+                "labels_from gives labels for training on semantic maps with supervision tags or points; leave it out "
+                f"with supervision {supervision} and semantic_source {semantic_source}"
+            )
+        self.root = Path(root)
+        self.class_names = tuple(class_names)
+        self.supervision: Supervision = supervision
+        self.semantic_source: SemanticSource = semantic_source
+        self.recipe: Recipe = recipe
+        self.object_scale, self.min_area = object_scale, min_area
+        self.geometry = Geometry(min_area=min_area).scaled(object_scale)
+        self.cue_threshold, self.label_quality = cue_threshold, label_quality
+        self.labels_from = None if labels_from is None else Path(labels_from)
+        self.label_threshold = label_threshold
+        self.repeat_threshold = repeat_threshold
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.eval_batch_size = 1 if recipe == "release" else eval_batch_size
+        self.crop_size, self.image_scale = crop_size, image_scale
+        self.augmentation = Augmentation(crop_size, (scale_range[0], scale_range[1]), dihedral, color_jitter)
+        self.predict_images = None if predict_images is None else Path(predict_images)
+        self.datasets: dict[Stage, Dataset[Sample]] = {}
+        self.batches_augmented = 0
+        self.predict_rows: Sequence[int] | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Classes without background."""
+        return len(self.class_names)
+
+    @property
+    def leak_notes(self) -> tuple[str, ...]:
+        """What of the training images' ground truth reaches the losses, in words; empty for weak supervision."""
+        notes = []
+        if self.semantic_source == "ground_truth":
+            notes.append("the semantic maps of the training images are the ground truth")
+        if self.supervision == "full":
+            notes.append("the labels of the training images are the true instances")
+        return tuple(notes)
+
+    @property
+    def tags_only(self) -> bool:
+        """Whether batches hold nothing but images and tags."""
+        return self.semantic_source == "none"
+
+    @property
+    def reads_true_instances(self) -> bool:
+        """Whether training opens instance masks."""
+        return (self.supervision == "full" or self.label_quality) and not self.tags_only
+
+    @property
+    def reads_cues(self) -> bool:
+        """Whether training needs points or cues; predicted labels take the place of cues."""
+        return self.supervision == "points" or (
+            self.supervision == "tags" and self.labels_from is None and not self.tags_only
+        )
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether there is something to validate and test with."""
+        return True
+
+    def reads_truth(self, stage: Stage) -> bool:
+        """Whether the images of a stage come with their true instances and semantic maps."""
+        if stage == "train":
+            return self.reads_true_instances
+        return self.label_quality if stage == "predict" else not self.tags_only
+
+    def tag_counts(self) -> tuple[torch.Tensor, int]:
+        """Training images that hold each class, (C,) int64, and training images in all; after ``setup``."""
+        split = cast(TrainingSamples, self.datasets["train"]).split
+        assert split.tags is not None  # training needs them
+        # numpy adds up the rows of a tall table ten times as fast as torch
+        return torch.from_numpy(split.tags.numpy().sum(0)), len(split)
+
+    def predict_only(self, rows: Sequence[int]) -> None:
+        """Restrict ``predict`` to some images of its split, for a writer that continues where an earlier run ended."""
+        self.predict_rows = rows
+
+    @abstractmethod
+    def open_split(self, stage: Stage) -> Split:
+        """The files of one split. Training needs tags and what the settings ask for, validation and test the truth."""
+
+    def setup(self, stage: str) -> None:
+        """Read the lists that the stage needs, and check that their folders exist."""
+        if stage == "fit":
+            for note in self.leak_notes:
+                rank_zero_warn(f"Not weakly supervised: {note}.")
+            self._add("train", lambda: self._training_samples(self.open_split("train")))
+        # without validation, training needs no ground truth at all
+        skipped = stage == "fit" and self.trainer is not None and self.trainer.limit_val_batches == 0
+        if stage in ("fit", "validate") and not skipped:
+            self._add("val", lambda: self.evaluation_samples(self.open_split("val")))
+        if stage == "test":
+            self._add("test", lambda: self.evaluation_samples(self.open_split("test")))
+        if stage == "predict":
+            self._add("predict", lambda: self.evaluation_samples(self._predict_split()))
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Shuffled anew each epoch, rare classes repeated if asked for; the last, smaller batch is left out."""
+        dataset = cast(TrainingSamples, self.datasets["train"])
+        repeats = None
+        if self.repeat_threshold > 0:
+            assert dataset.split.tags is not None  # training needs them
+            repeats = repeat_factors(dataset.split.tags, self.repeat_threshold)
+        sampler = TrainingSampler(dataset, *self._world, seed=_run_seed(), repeats=repeats)
+        if len(sampler) < self.batch_size:
+            raise ValueError(
+                f"{len(sampler)} training images per process make no batch of {self.batch_size}; use a smaller "
+                "batch_size"
+            )
+        return self._loader(dataset, self.batch_size, sampler, collate, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """Each image once."""
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """Each image once."""
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Sample]:
+        """Each image once; needs no ground truth."""
+        return self._evaluation_loader("predict")
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """On the device: images to [0, 1]; a training batch is augmented and, if it has semantic maps, labelled."""
+        # evaluated batches never have a semantic map; where those in training have none either, the trainer knows
+        training = batch.semantic is not None or (self.trainer is not None and self.trainer.training)
+        if not training:
+            return replace(batch, images=batch.images.float() / 255)
+        if self.recipe == "paper":
+            # the draws follow from seed, process and batch number: the same after an interruption
+            entropy = np.random.SeedSequence([_run_seed(), self._world[1], self.batches_augmented])
+            generator = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+            self.batches_augmented += 1
+            batch = self.augmentation(batch, generator)
+        else:
+            batch = replace(batch, images=batch.images.float() / 255)
+        return batch if batch.semantic is None else self.label(batch)
+
+    def label(self, batch: Batch) -> Batch:
+        """Add components and pseudo labels to an augmented training batch."""
+        if batch.semantic is None:
+            raise ValueError("labels are made from a semantic map, and the batch has none")
+        components = label_components(tagged_classes(batch.semantic, batch.tags))
+        if self.supervision == "full":
+            pseudo = batch.truth
+        elif batch.pointed is None:
+            pseudo = self._pseudo_labels(batch, components, self.supervision)
+        else:
+            of_points, of_tags = (self._pseudo_labels(batch, components, kind) for kind in ("points", "tags"))
+            pseudo = mix_labels(of_points, of_tags, batch.pointed)
+        truth = batch.truth if self.label_quality else None
+        return replace(batch, components=components, pseudo=pseudo, truth=truth, predicted=None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training needs to draw the same augmentations."""
+        return {"batches_augmented": self.batches_augmented}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where a checkpoint was written."""
+        self.batches_augmented = int(state_dict["batches_augmented"])
+
+    @property
+    def _world(self) -> tuple[int, int]:
+        """Number of processes, and which one this is."""
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
+
+    def _pseudo_labels(
+        self, batch: Batch, components: Components, supervision: Literal["tags", "points"]
+    ) -> LabeledInstances:
+        if supervision == "tags" and batch.predicted is not None:
+            return batch.predicted
+        # a point cleans predictions as it does components, and says where their centre is
+        candidates = components if batch.predicted is None else _as_components(batch.predicted)
+        return transfer(candidates, batch.cues, supervision=supervision, recipe=self.recipe, geometry=self.geometry)
+
+    def _add(self, stage: Stage, make: Callable[[], Dataset[Sample]]) -> None:
+        if stage not in self.datasets:
+            self.datasets[stage] = make()
+
+    def _training_samples(self, split: Split) -> TrainingSamples:
+        if self.tags_only:
+            split = replace(split, semantic_dir=None, cues_dir=None, truth=None)
+        elif self.semantic_source == "folder" or split.semantic_dir is not None:
+            _require(split.semantic_dir, "semantic maps", "NAME.png", "semantic_dir")
+        if self.labels_from is not None:
+            require_folder(self.labels_from, f"predicted instances NAME.json of the training images; {REMEDY}")
+        if self.reads_cues and (split.points is None or split.cues_dir is not None):
+            what = "points" if self.supervision == "points" and split.points is None else "cues"
+            _require(split.cues_dir, what, "NAME.txt of lines `x y class conf`", "cues_dir or points_dir")
+        return TrainingSamples(
+            split,
+            self.class_names,
+            read_cues=self.reads_cues,
+            read_instances=self.reads_true_instances,
+            labels_from=self.labels_from,
+            label_threshold=self.label_threshold,
+            cue_threshold=self.cue_threshold,
+            image_scale=self.image_scale,
+            release_crop=self.crop_size if self.recipe == "release" else None,
+            seed=_run_seed(),
+        )
+
+    def evaluation_samples(self, split: Split) -> EvaluationSamples:
+        """The images of a split as they are evaluated: whole, and of the size that the settings ask for."""
+        release = self.recipe == "release"
+        if self.tags_only:
+            # cues may be what is being written
+            split = replace(split, cues_dir=None)
+        return EvaluationSamples(
+            split,
+            self.num_classes,
+            self.image_scale,
+            fit_stride=release and not self.tags_only,
+            square=self.crop_size if release and self.tags_only else None,
+        )
+
+    def _predict_split(self) -> Split:
+        if self.predict_images is None:
+            split = self.open_split("predict")
+            return split if self.label_quality else replace(split, truth=None)
+        if self.tags_only:
+            raise ValueError("the images of predict_images have no tags, and cues need them; choose a split with tags")
+        folder = require_folder(self.predict_images, "images to predict")
+        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        if not paths:
+            raise ValueError(f"{folder}: no image in it; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
+        names = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
+        check_unique(folder, names)
+        return Split(Packed(names), Packed(str(path) for path in paths))
+
+    def _evaluation_loader(self, stage: Stage) -> DataLoader[Sample]:
+        dataset = cast(EvaluationSamples, self.datasets[stage])
+        sampler = EvaluationSampler(dataset, *self._world, rows=self.predict_rows if stage == "predict" else None)
+        return self._loader(dataset, self.eval_batch_size, sampler, partial(collate, multiple=STRIDE))
+
+    def _loader(
+        self,
+        dataset: Dataset[Sample],
+        batch_size: int,
+        sampler: TrainingSampler | EvaluationSampler,
+        collate_fn: Callable[[Sequence[Sample]], Batch],
+        *,
+        drop_last: bool = False,
+    ) -> DataLoader[Sample]:
+        # keywords only: Lightning makes prediction loaders anew from the arguments
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=collate_fn,
+            pin_memory=torch.cuda.is_available(),
+            drop_last=drop_last,
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+def _as_components(instances: LabeledInstances) -> Components:
+    """Instances as what ``transfer`` chooses from."""
+    return Components(
+        instances.ids, instances.image, instances.classes, instances.area, center_yx=instances.center_yx.long()
+    )
+
+
+def _run_seed() -> int:
+    """The seed that ``seed_everything`` left, the same in all processes; 0 without it."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+def _check_range(rule: str, holds: bool, found: object) -> None:
+    if not holds:
+        raise ValueError(f"expected {rule}, got {found}")
+
+
+def _require(folder: Path | None, what: str, files: str, argument: str) -> None:
+    if folder is None:
+        raise ValueError(f"training needs a folder of {what} ({files}): give {argument}, or choose other supervision")
+    require_folder(folder, f"the training images' {what} ({files}); give {argument}, or make them first")

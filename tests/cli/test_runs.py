@@ -1,0 +1,244 @@
+"""The command line as users run it: every configuration, every verb, and what wrong input gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from pycocotools import mask as codec
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIGS = REPOSITORY / "configs"
+SMALL_SHAPES = ["train_images=16", "val_images=5", "test_images=5", "image_size=64", "clutter=1", "generator_seed=0"]
+SMALL = [
+    "--trainer.accelerator=cpu",
+    "--trainer.devices=1",
+    "--trainer.strategy=auto",
+    "--trainer.precision=32-true",
+    "--trainer.sync_batchnorm=false",
+    "--data.init_args.crop_size=64",
+    "--data.init_args.batch_size=2",
+    "--data.init_args.num_workers=0",
+    "--model.init_args.backbone_weights=null",
+]
+
+
+def bestie(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run the console script."""
+    script = Path(sys.executable).with_name("bestie-pl")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run([script, *arguments], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert result.returncode == status, result.stdout + result.stderr
+    return result
+
+
+def run(*arguments: str) -> None:
+    """The same in this process, which saves the imports."""
+    from bestie_pl.cli.lightning import run
+
+    run(list(arguments))
+
+
+def shapes_arguments(folder: Path, root: Path) -> list[str]:
+    sizes = [f"--data.init_args.{size}" for size in SMALL_SHAPES]
+    return [*SMALL, *sizes, f"--data.init_args.root={root}", f"--trainer.default_root_dir={folder}"]
+
+
+def test_fit_test_predict_and_a_second_fit(shapes_folder: Path, tmp_path: Path) -> None:
+    """The README's way through, with the console script."""
+    arguments = ["--config", "configs/shapes/points.yaml", *shapes_arguments(tmp_path, shapes_folder)]
+    bestie("fit", *arguments, "--trainer.max_steps=2")
+    assert (tmp_path / "checkpoints" / "last.ckpt").exists()
+    assert (tmp_path / "pictures" / "training.png").exists()
+    log = tmp_path / "logs" / "version_0"
+    assert (log / "config.yaml").exists() and (log / "metrics.csv").exists()
+
+    bestie("test", *arguments, "--ckpt_path=last", "--data.init_args.eval_batch_size=1")
+    width, height = Image.open(tmp_path / "pictures" / "test.png").size
+    assert height > 5 * (width // 4 - 4), "all five test images, each as wide as one of four columns"
+    scores = json.loads((tmp_path / "scores_test.json").read_text())
+    assert scores["supervision"] == "points" and scores["oracle"] is None and scores["ground_truth_used"] == []
+    assert {"test/map50", "test/map70", "test/miou"} <= set(scores["scores"])
+    assert scores["checkpoint"].endswith(".ckpt") and scores["environment"]["torch"]
+
+    photograph = tmp_path / "own" / "größe 1.jpg"
+    photograph.parent.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)).save(photograph)
+    own = f"--data.init_args.predict_images={photograph.parent}"
+    bestie("predict", *arguments, own, "--ckpt_path=last", "--model.init_args.test_threshold=1e-6")
+    records = json.loads((tmp_path / "predictions" / "größe 1.json").read_text())
+    assert records, "two steps of training leave the network unsure, and everything above 0 is written"
+    for record in records:
+        assert record["class"] in ("fish", "lock", "beetle", "kite", "moon") and 0 <= record["score"] <= 1
+        assert codec.decode(record["segmentation"]).shape == (50, 70)
+
+    # the first run's files stay
+    first = (tmp_path / "checkpoints" / "last.ckpt").resolve().read_bytes()
+    bestie("fit", *arguments, "--trainer.max_steps=3", "--seed_everything=1")
+    assert (tmp_path / "checkpoints" / "last.ckpt").resolve().read_bytes() == first
+    assert (tmp_path / "checkpoints" / "last-v1.ckpt").exists()
+    assert (tmp_path / "logs" / "version_3").is_dir()
+
+
+def test_runs_without_a_folder_of_their_own_follow_each_other(shapes_folder: Path, tmp_path: Path) -> None:
+    """Lightning's Weights & Biases logger has one folder for all runs, as has a training without logger."""
+    arguments = ["--config", "configs/shapes/points.yaml", *shapes_arguments(tmp_path, shapes_folder)]
+    for steps in (1, 2):
+        run(
+            "fit", *arguments, "--trainer.logger=false", f"--trainer.max_steps={steps}", "--trainer.limit_val_batches=0"
+        )
+        assert yaml.safe_load((tmp_path / "config.yaml").read_text())["trainer"]["max_steps"] == steps
+
+
+@pytest.mark.parametrize("config", sorted(str(path.relative_to(REPOSITORY)) for path in CONFIGS.glob("shapes/*.yaml")))
+def test_every_shapes_configuration_runs(config: str, shapes_folder: Path, tmp_path: Path) -> None:
+    # maps and cues that another command has to make before, from those that come with the scenes
+    made = ["--data.init_args.semantic_dir=WSSS_maps", "--data.init_args.cues_dir=Center_points"]
+    if "init_from" in (REPOSITORY / config).read_text():
+        made.append("--model.init_args.init_from=null")
+    run("fit", "--config", config, *shapes_arguments(tmp_path, shapes_folder), *made, "--trainer.fast_dev_run=true")
+
+
+@pytest.mark.parametrize("config", sorted(str(path.relative_to(REPOSITORY)) for path in CONFIGS.glob("voc/*.yaml")))
+def test_every_voc_configuration_runs_on_generated_data(config: str, shapes_folder: Path, tmp_path: Path) -> None:
+    """The paper's settings with a small network, on generated scenes under the names of VOC's splits and folders."""
+    root = tmp_path / "VOC2012"
+    shutil.copytree(shapes_folder, root)
+    (root / "train_cls.txt").rename(root / "train_aug_cls.txt")
+    shutil.copytree(root / "Center_points", root / "Peak_points")
+    arguments = [*SMALL, "--model.init_args.backbone=hrnet_w18_small", f"--trainer.default_root_dir={tmp_path}"]
+    run("fit", "--config", config, *arguments, f"--data.init_args.root={root}", "--trainer.fast_dev_run=true")
+
+
+@pytest.mark.parametrize("config", sorted(str(path.relative_to(REPOSITORY)) for path in CONFIGS.glob("coco/*.yaml")))
+def test_every_coco_configuration_runs_on_real_photographs(config: str, real_data: Path, tmp_path: Path) -> None:
+    root = real_data / "coco_tiny"
+    points = tmp_path / "points"
+    write_points(root / "instances_train.json", points)
+    run(
+        *("fit", "--config", config, *SMALL, "--model.init_args.backbone=hrnet_w18_small"),
+        *(f"--data.init_args.root={root}", f"--data.init_args.points_dir={points}"),
+        *("--data.init_args.train_annotations=instances_train.json", "--data.init_args.train_images=images"),
+        *("--data.init_args.val_annotations=instances_val.json", "--data.init_args.val_images=images"),
+        "--data.init_args.semantic_source=ground_truth",
+        *(f"--trainer.default_root_dir={tmp_path}", "--trainer.fast_dev_run=true"),
+    )
+
+
+def write_points(annotations: Path, folder: Path) -> None:
+    """The middle of each object's box, in the release's format."""
+    folder.mkdir()
+    content = json.loads(annotations.read_text())
+    classes = {c: i for i, c in enumerate(sorted(category["id"] for category in content["categories"]))}
+    for image in content["images"]:
+        lines = []
+        for a in content["annotations"]:
+            if a["image_id"] == image["id"] and not a["iscrowd"]:
+                x, y, width, height = a["bbox"]
+                lines.append(f"{x + width / 2:.1f} {y + height / 2:.1f} {classes[a['category_id']]} 1.0")
+        (folder / f"{Path(image['file_name']).stem}.txt").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("config", sorted(str(path.relative_to(REPOSITORY)) for path in CONFIGS.glob("nuclei/*.yaml")))
+def test_every_nuclei_configuration_runs(config: str, real_data: Path, tmp_path: Path) -> None:
+    run(
+        *("fit", "--config", config, *SMALL, f"--data.init_args.root={real_data / 'nuclei'}"),
+        *(f"--trainer.default_root_dir={tmp_path}", "--trainer.fast_dev_run=true"),
+    )
+
+
+def test_a_printed_configuration_is_a_configuration(tmp_path: Path) -> None:
+    printed = bestie("fit", "--config", "configs/shapes/points.yaml", "--print_config").stdout
+    path = tmp_path / "printed.yaml"
+    path.write_text(printed)
+    assert bestie("fit", "--config", str(path), "--print_config").stdout == printed
+    assert yaml.safe_load(printed)["model"]["init_args"]["decoder"] == "pyramid"
+
+
+def test_a_misspelt_key_is_named() -> None:
+    error = bestie("fit", "--config", "configs/shapes/points.yaml", "--model.init_args.bakbone=x", status=2).stderr
+    assert "'bakbone' is not accepted" in error and len(error.splitlines()) < 8
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    arguments = ["--config", "configs/voc/points.yaml", *SMALL, f"--data.init_args.root={tmp_path / 'absent'}"]
+    error = bestie("fit", *arguments, status=2).stderr
+    assert str(tmp_path / "absent") in error and "Traceback" not in error
+
+
+def test_a_network_with_another_number_of_classes_is_refused(shapes_folder: Path, tmp_path: Path) -> None:
+    shapes = ["--config", "configs/shapes/points.yaml", *shapes_arguments(tmp_path, shapes_folder)]
+    bestie("fit", *shapes, "--trainer.max_steps=1", "--trainer.limit_val_batches=0")
+    voc = [*shapes, "--data=bestie_pl.VOCDataModule", f"--data.init_args.root={shapes_folder}"]
+    names = '--data.init_args.class_names=["a","b","c","d","e","f"]'
+    error = bestie("test", *voc, names, "--data.init_args.test_split=test", "--ckpt_path=last", status=2).stderr
+    assert "num_classes=5" in error and "says 6" in error and "Traceback" not in error
+
+
+def test_bad_files_are_named_with_line_and_remedy(shapes_folder: Path, tmp_path: Path) -> None:
+    """In worker processes too, whose errors arrive wrapped in a traceback."""
+    root = tmp_path / "shapes"
+    shutil.copytree(shapes_folder, root)
+    name = (root / "ImageSets" / "Segmentation" / "train.txt").read_text().split()[0]
+    arguments = ["--config", "configs/shapes/points.yaml", *shapes_arguments(tmp_path, root), "--trainer.max_steps=20"]
+    workers = [*arguments, "--data.init_args.num_workers=1"]
+
+    points = root / "Center_points" / f"{name}.txt"
+    right = points.read_text()
+    points.write_text("500.0 3.0 0 1.000\n")
+    error = bestie("fit", *workers, status=2).stderr
+    assert f"{points} line 1" in error and "outside" in error and "Traceback" not in error
+    points.write_text(right)
+
+    image = root / "JPEGImages" / f"{name}.jpg"
+    image.write_bytes(image.read_bytes()[:300])
+    error = bestie("fit", *arguments, status=2).stderr
+    assert str(image) in error and "Traceback" not in error
+
+
+def test_an_interrupted_training_leaves_a_checkpoint_that_resumes(shapes_folder: Path, tmp_path: Path) -> None:
+    arguments = ["--config", "configs/shapes/points.yaml", *shapes_arguments(tmp_path, shapes_folder)]
+    script = Path(sys.executable).with_name("bestie-pl")
+    endless = ["--trainer.max_steps=100000", "--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=false"]
+    process = subprocess.Popen(
+        [script, "fit", *arguments, *endless],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell's background jobs ignore the signal, and so would their children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    log = tmp_path / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not log.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    try:
+        _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert errors.strip().splitlines()[-1] == "bestie-pl: error: interrupted"
+    import torch
+
+    step = torch.load(log, weights_only=True)["global_step"]
+    assert step > 0
+    bestie("fit", *arguments, f"--trainer.max_steps={step + 1}", "--ckpt_path=last")
+
+
+def test_training_on_two_processes(shapes_folder: Path, tmp_path: Path) -> None:
+    arguments = ["--config", "configs/shapes/points.yaml", *shapes_arguments(tmp_path, shapes_folder)]
+    bestie("fit", *arguments, "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_steps=2")
+    assert (tmp_path / "checkpoints" / "last.ckpt").exists()
