@@ -10,9 +10,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from bestie_pl.callbacks.cues import CueWriter, cue_lines
+from bestie_pl.callbacks.cues import CueWriter
 from bestie_pl.callbacks.predictions import PredictionWriter
-from bestie_pl.data.formats.cues import read_cues
+from bestie_pl.data.formats.cues import format_cues, read_cues
 from bestie_pl.data.shapes import ShapesDataModule
 from bestie_pl.modules.bestie import BestieModule
 from bestie_pl.modules.peak_attention import PeakAttentionModule
@@ -71,8 +71,8 @@ def names_of(root: Path, split: str) -> list[str]:
 def test_lines_are_the_releases() -> None:
     two = torch.tensor([0, 0])
     cues = Cues(two, torch.tensor([[3.0, 40.0], [12.0, 0.0]]), torch.tensor([1, 14]), torch.tensor([0.70049, 1.0]))
-    assert cue_lines(cues) == "40 3 1 0.700\n0 12 14 1.000\n"
-    assert cue_lines(Cues.empty()) == ""
+    assert format_cues(cues) == "40 3 1 0.700\n0 12 14 1.000\n"
+    assert format_cues(Cues.empty()) == ""
 
 
 def test_every_image_gets_a_file_that_training_reads(
