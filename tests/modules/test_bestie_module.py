@@ -20,8 +20,9 @@ from torch import nn
 
 from bestie_pl.callbacks.scores import ScoreWriter
 from bestie_pl.data.shapes import ShapesDataModule
-from bestie_pl.modules.bestie import BestieModule
-from bestie_pl.structures import Batch, Cues, InstanceMaps
+from bestie_pl.modules.bestie import BestieModule, Inference
+from bestie_pl.modules.optimization import Optimization
+from bestie_pl.structures import Batch, Cues, Geometry, InstanceMaps
 
 SHARED = {"object_scale": 0.25, "min_area": 200}
 
@@ -38,11 +39,11 @@ def make_module(**settings: Any) -> BestieModule:
         "decoder": "pyramid",
         "backbone_weights": None,
         "supervision": "points",
-        "sigma": 16.0,
-        "optimizer": "adamw",
-        "lr": 2e-3,
+        "object_scale": SHARED["object_scale"],
+        "geometry": Geometry(sigma=16.0, min_area=SHARED["min_area"]),
+        "optimization": Optimization("adamw", lr=2e-3),
     }
-    return BestieModule(5, **{**defaults, **SHARED, **settings})
+    return BestieModule(5, **{**defaults, **settings})
 
 
 def make_trainer(folder: Path, **settings: Any) -> pl.Trainer:
@@ -145,7 +146,9 @@ def test_every_row_of_table_3_is_a_switch(batch: Batch, switch: str) -> None:
     """With tags, as in the table; maps are given, so that refinement and clustering have something to find."""
     losses = []
     for value in (True, False):
-        module = unlogged(make_module(supervision="tags", cluster_tolerance=5.0, **{switch: value}))
+        module = unlogged(
+            make_module(supervision="tags", geometry=Geometry(min_area=200, cluster_tolerance=5.0), **{switch: value})
+        )
         maps = maps_of_truth(batch)
         module.model.forward = lambda images, maps=maps: maps  # type: ignore[method-assign]
         losses.append(float(module.training_step(batch, 0)))
@@ -229,7 +232,7 @@ LEGEND_NAMES = ("map25", "map50", "map70", "map75", "ap25/", "ap50/", "coco_ap",
 def test_the_score_file_says_which_score_is_whose_and_what_views_it_is_from(
     shapes_folder: Path, tmp_path: Path
 ) -> None:
-    module = make_module(mirror=True, test_scales=[0.5, 1.0], average_offsets=False)
+    module = make_module(inference=Inference(mirror=True, scales=(0.5, 1.0), average_offsets=False))
     (scores,) = make_trainer(tmp_path, callbacks=[ScoreWriter()]).test(module, make_data(shapes_folder), verbose=False)
     written = json.loads((tmp_path / "scores_test.json").read_text())
     assert (written["mirror"], written["test_scales"], written["average_offsets"]) == (True, [0.5, 1.0], False)
@@ -263,7 +266,9 @@ def test_without_an_oracle_predictions_do_not_look_at_tags_or_points(
 ) -> None:
     """Masks, classes, scores and figures are the same with poisoned labels; an oracle is what makes them differ."""
     torch.manual_seed(0)
-    module = make_module(recipe=recipe, oracle=oracle, mirror=True, refine_at_test="pamr", pamr_iterations=1)
+    module = make_module(
+        recipe=recipe, oracle=oracle, inference=Inference(mirror=True, refine="pamr", pamr_iterations=1)
+    )
     module.load_state_dict(make_module().state_dict())  # the release's fresh weights find nothing
     found = []
     for kind in (ShapesDataModule, Poisoned):
@@ -433,16 +438,18 @@ def test_which_maps_are_averaged_is_free_of_the_recipe(recipe: str) -> None:
     torch.manual_seed(0)
     module = make_module(recipe=recipe).eval()
     plain = module._inference_maps(batch)[0].offset_field
-    assert module.average_offsets is (recipe == "paper")
-    assert make_module(recipe=recipe, average_offsets=recipe != "paper").average_offsets is not module.average_offsets
-    for module.mirror, module.test_scales in ((True, (1.0,)), (False, (0.5, 1.0))):
-        for module.average_offsets in (True, False):
+    assert module.inference.average_offsets is (recipe == "paper")
+    other = make_module(recipe=recipe, inference=Inference(average_offsets=recipe != "paper"))
+    assert other.inference.average_offsets is not module.inference.average_offsets
+    for mirror, scales in ((True, (1.0,)), (False, (0.5, 1.0))):
+        for averaged in (True, False):
+            module.inference = Inference(mirror=mirror, scales=scales, average_offsets=averaged)
             offsets = module._inference_maps(batch)[0].offset_field
-            assert torch.equal(offsets, plain) is not module.average_offsets
+            assert torch.equal(offsets, plain) is not averaged
 
 
 def test_mirroring_a_symmetric_image_gives_a_symmetric_result() -> None:
-    module = make_module(mirror=True, test_scales=(1.0, 0.75)).eval()
+    module = make_module(inference=Inference(mirror=True, scales=(1.0, 0.75))).eval()
     half = torch.rand(1, 3, 64, 32)
     image = torch.cat([half, half.flip(-1)], -1)
     batch = Batch(image, torch.zeros(1, 5, dtype=torch.bool), Cues.empty(), ("a",), ((64, 64),), ((64, 64),))
@@ -467,7 +474,7 @@ def test_a_checkpoint_alone_gives_the_module_back(shapes_folder: Path, tmp_path:
 def test_resuming_equals_not_stopping(shapes_folder: Path, tmp_path: Path) -> None:
     def train(checkpoint: Path | None = None) -> BestieModule:
         pl.seed_everything(7)
-        module = make_module(lr=1e-3)
+        module = make_module(optimization=Optimization(lr=1e-3))
         keep_all = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
         trainer = make_trainer(tmp_path, max_epochs=2, max_steps=-1, limit_val_batches=0, enable_checkpointing=True)
         trainer.callbacks.append(keep_all)
@@ -493,12 +500,12 @@ def test_wrong_settings_are_named() -> None:
     with pytest.raises(ValueError, match="class_names has 1 names"):
         BestieModule(2, ["one"])
     with pytest.raises(ValueError, match="peak_window must be odd"):
-        make_module(peak_window=40)
+        make_module(geometry=Geometry(peak_window=40))
     for scales in ([], [1.0, 0.0]):
         with pytest.raises(ValueError, match="test_scales must be positive numbers, at least one"):
-            make_module(test_scales=scales)
+            make_module(inference=Inference(scales=scales))
     with pytest.raises(ValueError, match=r"test_scales are \[0.5\]; add 1.0 to them, or set average_offsets: true"):
-        make_module(recipe="release", test_scales=[0.5])
+        make_module(recipe="release", inference=Inference(scales=(0.5,)))
 
 
 def test_it_is_a_part_of_another_lightning_module(batch: Batch) -> None:

@@ -11,7 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from bestie_pl.data.shapes import ShapesDataModule
-from bestie_pl.modules.bestie import BestieModule
+from bestie_pl.modules.bestie import BestieModule, Inference
+from bestie_pl.modules.optimization import Optimization
 from bestie_pl.modules.semantic import SemanticModule
 from bestie_pl.structures import Batch, Cues
 
@@ -51,7 +52,10 @@ def semantic_checkpoint(shapes_folder: Path, tmp_path_factory: pytest.TempPathFa
     """Two steps of the semantic round."""
     folder = tmp_path_factory.mktemp("semantic")
     trainer = make_trainer(folder, enable_checkpointing=True)
-    trainer.fit(SemanticModule(5, **SMALL, optimizer="adamw", lr=1e-3, weight_decay=0.1), make_data(shapes_folder))
+    trainer.fit(
+        SemanticModule(5, **SMALL, optimization=Optimization("adamw", lr=1e-3, weight_decay=0.1)),
+        make_data(shapes_folder),
+    )
     trainer.save_checkpoint(folder / "semantic.ckpt")
     return folder / "semantic.ckpt"
 
@@ -209,7 +213,7 @@ def test_a_start_from_another_network_names_what_differs(
 
 def test_refinement_at_test_is_in_the_name_of_every_score(shapes_folder: Path, tmp_path: Path) -> None:
     for oracle, prefix in ((None, "test_pamr"), ("tags", "test_oracle_tags_pamr")):
-        module = BestieModule(5, **SMALL, refine_at_test="pamr", oracle=oracle)
+        module = BestieModule(5, **SMALL, inference=Inference(refine="pamr"), oracle=oracle)
         (scores,) = make_trainer(tmp_path).test(module, make_data(shapes_folder), verbose=False)
         assert scores and all(name.startswith(f"{prefix}/") for name in scores)
 
@@ -217,7 +221,7 @@ def test_refinement_at_test_is_in_the_name_of_every_score(shapes_folder: Path, t
 @pytest.mark.parametrize("recipe", ["paper", "release"])
 def test_refinement_at_test_stops_at_padding_and_fits_every_size(recipe: Any) -> None:
     torch.manual_seed(0)
-    module = BestieModule(5, **SMALL, recipe=recipe, refine_at_test="pamr", pamr_iterations=3).eval()
+    module = BestieModule(5, **SMALL, recipe=recipe, inference=Inference(refine="pamr", pamr_iterations=3)).eval()
     if recipe == "release":  # resized to a multiple of 32, evaluated alone, at the size of the file
         batch = Batch(
             torch.rand(1, 3, 64, 32),

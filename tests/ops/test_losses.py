@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from bestie_pl.ops import heatmaps
 from bestie_pl.ops.enlargement import Enlargement
 from bestie_pl.ops.losses import LossWeights, center_loss, offset_loss, semantic_loss, total_loss
-from bestie_pl.structures import Cues, Geometry, InstanceMaps, LabeledInstances, Recipe
+from bestie_pl.recipe import PAPER, RELEASE, RULES, Recipe
+from bestie_pl.structures import Cues, Geometry, InstanceMaps, LabeledInstances
 
 Golden = Callable[[str], dict[str, np.ndarray]]
 GEOMETRY = Geometry(sigma=1.5)
@@ -229,7 +230,7 @@ def test_total_agrees_with_the_release(golden: Golden, monkeypatch: pytest.Monke
         pseudo,
         refined if data["refine"] else None,
         supervision="points" if data["sup"] == "point" else "tags",
-        recipe="release",
+        rules=RELEASE,
         geometry=Geometry(),
     )
     total.backward()
@@ -257,7 +258,7 @@ def test_paper_adds_pseudo_and_refined_terms() -> None:
     weights = LossWeights(center=3.0, offset=0.5, semantic=2.0)
     for supervision in ("tags", "points"):
         total, terms = total_loss(
-            maps, semantic, pseudo, refined, supervision=supervision, recipe="paper", geometry=GEOMETRY, weights=weights
+            maps, semantic, pseudo, refined, supervision=supervision, rules=PAPER, geometry=GEOMETRY, weights=weights
         )
         expected = {
             "semantic": 2 * semantic_loss(maps.semantic_logits, semantic),
@@ -276,7 +277,7 @@ def test_paper_adds_pseudo_and_refined_terms() -> None:
 def test_without_refinement_the_pseudo_terms_count_in_full(recipe: str) -> None:
     maps, semantic = random_maps()
     total, terms = total_loss(
-        maps, semantic, random_labels(0), None, supervision="full", recipe=recipe, geometry=GEOMETRY
+        maps, semantic, random_labels(0), None, supervision="full", rules=RULES[recipe], geometry=GEOMETRY
     )
     assert terms.keys() == {"semantic", "center_pseudo", "offset_pseudo"}
     torch.testing.assert_close(total, sum(terms.values()))
@@ -289,7 +290,7 @@ def test_gradients_of_pseudo_and_refined_terms_add_up() -> None:
 
     def total(z: Tensor) -> Tensor:
         both = InstanceMaps(maps.semantic_logits, z, maps.offset_field)
-        return total_loss(both, semantic, pseudo, refined, supervision="tags", recipe="paper", geometry=GEOMETRY)[0]
+        return total_loss(both, semantic, pseudo, refined, supervision="tags", rules=PAPER, geometry=GEOMETRY)[0]
 
     def dense(z: Tensor) -> Tensor:
         return 200 * (dense_center_loss(z, pseudo, True) + dense_center_loss(z, refined, True))
@@ -307,7 +308,7 @@ def test_guidance_off_reaches_both_kinds_of_loss() -> None:
         unlabelled(),
         None,
         supervision="tags",
-        recipe="paper",
+        rules=PAPER,
         geometry=GEOMETRY,
         guidance=False,
         weights=LossWeights(center=1.0, offset=1.0),
@@ -350,7 +351,7 @@ def test_losses_of_small_maps_are_those_of_enlarged_ones(
             pseudo,
             refined,
             supervision="tags",
-            recipe=recipe,
+            rules=RULES[recipe],
             geometry=GEOMETRY,
             guidance=guidance,
             enlargement=enlargement,
@@ -387,7 +388,7 @@ def test_nothing_labelled_is_zero_for_small_maps_too(dtype: torch.dtype) -> None
         unlabelled(),
         unlabelled(),
         supervision="tags",
-        recipe="paper",
+        rules=PAPER,
         geometry=GEOMETRY,
         enlargement=ENLARGEMENTS[0],
     )

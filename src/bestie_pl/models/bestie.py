@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from bestie_pl.models import backbone as backbones
 from bestie_pl.models.decoder import RELEASE_STD, Decoder, HeadsDecoder, PanopticDeepLabDecoder, PyramidDecoder
 from bestie_pl.ops.enlargement import Enlargement
-from bestie_pl.structures import InstanceMaps, Recipe
+from bestie_pl.recipe import Recipe
+from bestie_pl.structures import InstanceMaps
 
 STRIDE = 4
 """Pixels of the image in one cell of the maps, along each axis."""

@@ -35,6 +35,16 @@ def tagged_classes(semantic: Tensor, tags: Tensor) -> Tensor:
     return table.flatten().index_select(0, (semantic + row).flatten()).view(semantic.shape)
 
 
+def class_map(components: Components) -> Tensor:
+    """The class map that components were found in: (B, H, W) int32, 0 outside, ``c + 1`` for class ``c``.
+
+    >>> class_map(label_components(torch.tensor([[[0, 3, 3], [1, 0, 0]]]))).tolist()
+    [[[0, 3, 3], [1, 0, 0]]]
+    """
+    numbers = (components.classes + 1).int()
+    return numbers.index_select(0, components.labels.flatten()).view(components.labels.shape)
+
+
 def label_components(classes: Tensor, *, connectivity: Literal[4, 8] = 8) -> Components:
     """Number the connected regions of equal class in a batch of class maps.
 
