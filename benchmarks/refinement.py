@@ -55,7 +55,7 @@ def stages(scene: Scene, settings: Settings) -> dict[str, float]:
             find_peaks(foreground, threshold=THRESHOLD, window=GEOMETRY.peak_window, strict=False)
         with clock("clustering"):
             cluster_centers(foreground, geometry=GEOMETRY)
-        centers = find_centers(foreground, geometry=GEOMETRY, threshold=THRESHOLD, strict=False, clustering=True)
+        centers = find_centers(foreground, geometry=GEOMETRY, threshold=THRESHOLD, rules=PAPER, clustering=True)
         with clock("grouping"):
             owner = group_pixels(
                 foreground.pixel,

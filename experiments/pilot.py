@@ -174,7 +174,10 @@ def try_label_views(checkpoint: Path, root: str, count: int) -> Iterable[dict[st
     given += [f"--data.init_args.{name}={value}" for name, value in data.items()]
     folder = ROOT / "runs/pilot/labels"
     for mirror, scales in LABEL_VIEWS:
-        view = [f"--model.init_args.inference.mirror={str(mirror).lower()}", f"--model.init_args.inference.scales={list(scales)}"]
+        view = [
+            f"--model.init_args.inference.mirror={str(mirror).lower()}",
+            f"--model.init_args.inference.scales={list(scales)}",
+        ]
         log = folder / "output.txt"
         command("test", *given, *view, f"--trainer.default_root_dir={folder}", threads=1, log=log)
         scores = json.loads((folder / "scores_test.json").read_text())["scores"]

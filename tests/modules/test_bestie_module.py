@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
+from torch.utils.data import DataLoader
 
 from bestie_pl.callbacks.scores import ScoreWriter
 from bestie_pl.data.shapes import ShapesDataModule
@@ -235,7 +236,8 @@ def test_the_score_file_says_which_score_is_whose_and_what_views_it_is_from(
     module = make_module(inference=Inference(mirror=True, scales=(0.5, 1.0), average_offsets=False))
     (scores,) = make_trainer(tmp_path, callbacks=[ScoreWriter()]).test(module, make_data(shapes_folder), verbose=False)
     written = json.loads((tmp_path / "scores_test.json").read_text())
-    assert (written["mirror"], written["test_scales"], written["average_offsets"]) == (True, [0.5, 1.0], False)
+    views = {name: written["inference"][name] for name in ("mirror", "scales", "average_offsets")}
+    assert views == {"mirror": True, "scales": [0.5, 1.0], "average_offsets": False}
     explained = {name.strip() for names in written["legend"] for name in names.split(",")}
     used = {name.removeprefix("test/") for name in scores}
     per_class = {f"{name}/{c}" for name in ("ap25", "ap50") for c in module.class_names}
@@ -345,7 +347,7 @@ def seen(
 ) -> tuple[InstanceMaps, tuple[tuple[int, int], ...]]:
     """Maps of a batch by the analytic network, and where they are no padding."""
     module = seeing_module(recipe)
-    module.mirror, module.test_scales, module.average_offsets = mirror, tuple(scales), average_offsets
+    module.inference = Inference(mirror=mirror, scales=tuple(scales), average_offsets=average_offsets)
     return module._inference_maps(batch)
 
 
@@ -491,7 +493,7 @@ def test_a_checkpoint_of_another_network_is_refused(shapes_folder: Path, tmp_pat
     trainer = make_trainer(tmp_path, enable_checkpointing=True)
     trainer.fit(make_module(), make_data(shapes_folder))
     trainer.save_checkpoint(tmp_path / "module.ckpt")
-    other = BestieModule(5, backbone="hrnet_w18_small", backbone_weights=None, **SHARED)
+    other = BestieModule(5, backbone="hrnet_w18_small", backbone_weights=None, object_scale=0.25)
     with pytest.raises(ValueError, match="backbone='tf_efficientnet_lite0'"):
         make_trainer(tmp_path).test(other, make_data(shapes_folder), ckpt_path=tmp_path / "module.ckpt")
 
@@ -502,9 +504,9 @@ def test_wrong_settings_are_named() -> None:
     with pytest.raises(ValueError, match="peak_window must be odd"):
         make_module(geometry=Geometry(peak_window=40))
     for scales in ([], [1.0, 0.0]):
-        with pytest.raises(ValueError, match="test_scales must be positive numbers, at least one"):
+        with pytest.raises(ValueError, match="scales must be positive numbers, at least one"):
             make_module(inference=Inference(scales=scales))
-    with pytest.raises(ValueError, match=r"test_scales are \[0.5\]; add 1.0 to them, or set average_offsets: true"):
+    with pytest.raises(ValueError, match=r"scales are \[0.5\]; add 1.0 to them, or set average_offsets: true"):
         make_module(recipe="release", inference=Inference(scales=(0.5,)))
 
 
@@ -521,6 +523,110 @@ def test_it_is_a_part_of_another_lightning_module(batch: Batch) -> None:
 
     logits = Theirs()(batch.images)
     assert logits.shape == (4, 6, 16, 16)
+
+
+class Dictionaries(pl.LightningDataModule):
+    """A data module of one's own: it yields what labels are made from, and no labels."""
+
+    def __init__(self, count: int = 4) -> None:
+        super().__init__()
+        self.count = count
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+        semantic = (((y - 32) ** 2 + (x - 24) ** 2) < 200).byte() * 3  # one object of class 2
+        one = {"image": torch.rand(3, 64, 64), "tags": [2], "semantic": semantic, "points": [(32.0, 24.0, 2)]}
+        return DataLoader([one] * self.count, batch_size=2, collate_fn=self.collate)
+
+    def collate(self, images: list[dict[str, Any]]) -> Batch:
+        points = [(b, y, x, c) for b, one in enumerate(images) for y, x, c in one["points"]]
+        image, y, x, classes = torch.tensor(points).T
+        return Batch(
+            images=torch.stack([one["image"] for one in images]),
+            tags=torch.stack([torch.tensor([c in one["tags"] for c in range(5)]) for one in images]),
+            cues=Cues(image.long(), torch.stack([y, x], 1), classes.long(), torch.ones(len(points))),
+            semantic=torch.stack([one["semantic"] for one in images]),
+            names=tuple(str(b) for b in range(len(images))),
+            sizes=((64, 64),) * len(images),
+            original_sizes=((64, 64),) * len(images),
+        )
+
+
+def test_a_data_module_of_ones_own_needs_no_labels(tmp_path: Path) -> None:
+    module = make_module(supervision="points", geometry=Geometry(min_area=200, sigma=16.0))
+    trainer = make_trainer(tmp_path, max_steps=4, max_epochs=-1)
+    trainer.fit(module, Dictionaries())
+    assert trainer.callback_metrics["train/center_pseudo"] > 0
+    assert trainer.callback_metrics["train/offset_refined"] > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"supervision": "tags"}, "data module has supervision 'points', the model 'tags'"),
+        ({"recipe": "release"}, "data module has recipe 'paper', the model 'release'"),
+        ({"object_scale": 1.0}, r"components need 12 pixels in the data module and 200 in the model"),
+    ],
+)
+def test_data_and_model_that_disagree_do_not_train(
+    settings: dict[str, Any], message: str, shapes_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path).fit(make_module(**settings), make_data(shapes_folder))
+
+
+def test_weights_are_read_inside_another_module_too(shapes_folder: Path, tmp_path: Path) -> None:
+    """Its ``on_fit_start`` is never called there; loaded states are left alone."""
+
+    class Theirs(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bestie = make_module(backbone_weights="imagenet")
+            self.seen: list[bool] = []
+
+        def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+            loss = self.bestie.training_step(batch, batch_idx)
+            self.seen.append(torch.equal(self.bestie.model.network.backbone.conv_stem.weight, expected))
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 1e-3)
+
+    trained = make_module()
+    trained.model.load_backbone_weights("imagenet")
+    expected = trained.model.network.backbone.conv_stem.weight.detach().clone()
+    fresh = Theirs()
+    make_trainer(tmp_path, max_steps=1).fit(fresh, make_data(shapes_folder))
+    assert fresh.seen == [True]
+    restored = Theirs()
+    restored.load_state_dict({f"bestie.{name}": value for name, value in make_module().state_dict().items()})
+    make_trainer(tmp_path, max_steps=1).fit(restored, make_data(shapes_folder))
+    assert restored.seen == [False]
+
+
+def test_a_subclass_adds_a_loss(shapes_folder: Path, tmp_path: Path) -> None:
+    """As docs/questions.md shows it."""
+
+    class Smooth(BestieModule):
+        def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+            loss = super().training_step(batch, batch_idx)
+            offsets = self(batch.images).offset_field
+            return loss + 0.01 * (offsets[..., 1:] - offsets[..., :-1]).abs().mean()
+
+    settings = {name: value for name, value in make_module().hparams.items() if not name.startswith("_")}
+    trainer = make_trainer(tmp_path, max_steps=1)
+    trainer.fit(Smooth(**settings), make_data(shapes_folder))
+    assert trainer.global_step == 1
+
+
+def test_counts_are_those_of_all_processes(shapes_folder: Path, tmp_path: Path) -> None:
+    class Counting(BestieModule):
+        def on_train_start(self) -> None:
+            assert float(self.mean_over_processes(torch.tensor(float(self.global_rank)))) == 0.5
+
+    settings = {name: value for name, value in make_module().hparams.items() if not name.startswith("_")}
+    trainer = make_trainer(tmp_path, devices=2, strategy="ddp_fork", max_steps=1, limit_val_batches=0)
+    trainer.fit(Counting(**settings), make_data(shapes_folder))
 
 
 def test_two_processes_score_like_one(shapes_folder: Path, tmp_path: Path) -> None:

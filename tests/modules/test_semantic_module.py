@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,9 @@ def test_predicted_maps_are_of_probabilities_averaged_over_scales() -> None:
 
 def test_bestie_starts_from_the_semantic_round(semantic_checkpoint: Path, shapes_folder: Path, tmp_path: Path) -> None:
     trained = torch.load(semantic_checkpoint, weights_only=True)["state_dict"]
-    module = BestieModule(5, **{**SMALL, "backbone_weights": "absent.pth"}, init_from=str(semantic_checkpoint))
+    module = BestieModule(
+        5, **{**SMALL, "backbone_weights": "absent.pth"}, supervision="points", init_from=str(semantic_checkpoint)
+    )
     fresh = {name: value.clone() for name, value in module.model.state_dict().items()}
     trainer = make_trainer(tmp_path, max_steps=1, limit_train_batches=0, enable_checkpointing=True)
     trainer.fit(module, make_data(shapes_folder))
@@ -178,7 +181,7 @@ def test_bestie_starts_from_the_semantic_round(semantic_checkpoint: Path, shapes
 
 
 def test_a_resumed_training_does_not_start_over(semantic_checkpoint: Path, shapes_folder: Path, tmp_path: Path) -> None:
-    settings = {**SMALL, "init_from": str(tmp_path / "gone.ckpt")}
+    settings = {**SMALL, "supervision": "points", "init_from": str(tmp_path / "gone.ckpt")}
     (tmp_path / "gone.ckpt").write_bytes(semantic_checkpoint.read_bytes())
     trainer = make_trainer(tmp_path, max_steps=1, enable_checkpointing=True)
     trainer.fit(BestieModule(5, **settings), make_data(shapes_folder))
@@ -196,18 +199,19 @@ def test_a_start_from_another_network_names_what_differs(
     semantic_checkpoint: Path, shapes_folder: Path, tmp_path: Path
 ) -> None:
     data = make_data(shapes_folder)
-    module = BestieModule(6, **SMALL, init_from=str(semantic_checkpoint))
+    module = BestieModule(6, **SMALL, supervision="points", init_from=str(semantic_checkpoint))
     before = {name: value.clone() for name, value in module.model.state_dict().items()}
     with pytest.raises(ValueError, match=r"seg\.1\.weight \(6, 64, 1, 1\) instead of \(7.*num_classes=5"):
         make_trainer(tmp_path).fit(module, data)
     assert all(torch.equal(value, before[name]) for name, value in module.model.state_dict().items())
-    other = BestieModule(5, backbone="hrnet_w18_small", init_from=str(semantic_checkpoint))
+    other = BestieModule(5, backbone="hrnet_w18_small", supervision="points", init_from=str(semantic_checkpoint))
     with pytest.raises(ValueError, match="missing: network.*backbone='tf_efficientnet_lite0'"):
         make_trainer(tmp_path).fit(other, make_data(shapes_folder))
     (tmp_path / "text.ckpt").write_text("no tensors")
     with pytest.raises(ValueError, match="nothing else is loaded"):
         make_trainer(tmp_path).fit(
-            BestieModule(5, **SMALL, init_from=str(tmp_path / "text.ckpt")), make_data(shapes_folder)
+            BestieModule(5, **SMALL, supervision="points", init_from=str(tmp_path / "text.ckpt")),
+            make_data(shapes_folder),
         )
 
 
@@ -237,7 +241,7 @@ def test_refinement_at_test_stops_at_padding_and_fits_every_size(recipe: Any) ->
     images = torch.rand(2, 3, 64, 64)
     batch = batch_of(images, ((64, 40), (33, 64)))
     maps, _ = module._inference_maps(batch)
-    module.refine_at_test = None
+    module.inference = replace(module.inference, refine=None)
     plain, _ = module._inference_maps(batch)
     repainted = images.clone()
     repainted[0, :, :, 40:] = 0

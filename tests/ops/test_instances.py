@@ -170,9 +170,10 @@ def reference(
                 and all(np.hypot(y - py, x - px) > SMALL.cluster_distance for py, px in peaks)
                 and heat[y, x] > np.float32(0.05)
             ]
+            scores += [1.0 if recipe == "release" else float(heat[cluster]) for cluster in clusters]
             for cluster in clusters:
                 heat[cluster] = 1
-            centers, scores = peaks + clusters, scores + [1.0] * len(clusters)
+            centers = peaks + clusters
             if not centers and keep:
                 centers, scores = [(0, 0)], [float(heat[mask].max())]
             if not centers:

@@ -407,3 +407,64 @@ def test_enlarging_to_another_size_than_the_labels() -> None:
     ):
         with pytest.raises(ValueError, match=r"enlarged to \(16, 16\) do not fit labels of shape"):
             loss()
+
+
+def test_a_batch_on_two_processes_is_one_batch() -> None:
+    """Halves that are divided by the mean of both counts: their mean gradient is that of the whole batch."""
+    generator = torch.Generator().manual_seed(0)
+    maps = InstanceMaps(*(torch.randn(4, c, 8, 8, generator=generator) for c in (4, 3, 2)))
+    semantic = torch.randint(0, 4, (4, 8, 8), generator=generator).byte()
+    semantic[0, :5] = 255
+    ids = torch.zeros(4, 8, 8, dtype=torch.int64)
+    ids[0, :2, :3], ids[1, 1:7, 2:8], ids[3, 0, 0] = 1, 2, 3  # nothing in image 2
+    image, classes = torch.tensor([0, 0, 1, 3]), torch.tensor([-1, 0, 1, 2])
+
+    def gradient(rows: slice, mean: Callable[[torch.Tensor], torch.Tensor] | None = None) -> list[torch.Tensor]:
+        part = InstanceMaps(*(m[rows].clone().requires_grad_() for m in maps))
+        first = rows.start or 0
+        own = [0, *(i for i in range(1, 4) if int(image[i]) in range(*rows.indices(4)))]
+        number = torch.zeros(4, dtype=torch.int64)
+        number[own] = torch.arange(len(own))
+        labels = instances_from_map(number[ids[rows]], (image[own] - first).clamp(min=0), classes[own])
+        total_loss(
+            part,
+            semantic[rows],
+            labels,
+            labels,
+            supervision="full",
+            rules=PAPER,
+            geometry=GEOMETRY,
+            mean_over_processes=mean,
+        )[0].backward()
+        return [m.grad for m in part]  # type: ignore[misc]
+
+    for halves in ((slice(0, 2), slice(2, 4)), (slice(0, 1), slice(1, 4))):
+        counts: list[torch.Tensor] = []
+        for half in halves:
+            gradient(half, lambda count: counts.append(count) or count)  # type: ignore[func-returns-value]
+        mean = torch.stack(counts).mean(0)
+        both = [gradient(half, lambda _: mean) for half in halves]
+        for whole, one, two in zip(gradient(slice(0, 4)), *both, strict=True):
+            torch.testing.assert_close(torch.cat([one, two]) / 2, whole)
+
+
+def test_padding_counts_nowhere_without_guidance() -> None:
+    """Pixels that the semantic map leaves open are no background: whatever the maps say there changes nothing."""
+    labels = instances_from_map(torch.tensor([[[0, 1, 0, 0]]]), torch.tensor([0, 0]), torch.tensor([-1, 0]))
+    semantic = torch.tensor([[[0, 1, 0, 255]]], dtype=torch.uint8)
+
+    def loss(outside: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        heat, field = torch.zeros(1, 1, 1, 4), torch.zeros(1, 2, 1, 4)
+        heat[..., 3] = field[..., 3] = outside
+        return total_loss(
+            InstanceMaps(torch.zeros(1, 2, 1, 4), heat, field),
+            semantic,
+            labels,
+            None,
+            supervision="full",
+            rules=PAPER,
+            geometry=GEOMETRY,
+            guidance=False,
+        )
+
+    assert loss(0.0)[0] == loss(7.0)[0]

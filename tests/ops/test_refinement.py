@@ -166,9 +166,10 @@ def component_centers(
         alone = all(np.hypot(y - py, x - px) > SMALL.cluster_distance for py, px in peaks)
         if round_ and alone and heat[y, x] > np.float32(0.05):
             clusters.append((int(y), int(x)))
+    scores += [np.float32(1) if recipe == "release" else heat[cluster] for cluster in clusters]
     for cluster in clusters:
         heat[cluster] = 1
-    return peaks + clusters, scores + [np.float32(1)] * len(clusters)
+    return peaks + clusters, scores
 
 
 def rows_of(labels: LabeledInstances) -> list[Instance]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import rank_zero_only
 
 from bestie_pl.data.files import write_json
+from bestie_pl.modules.bestie import BestieModule
 
 
 def environment() -> dict[str, str]:
@@ -52,7 +54,7 @@ class ScoreWriter(Callback):
             "supervision": getattr(module, "supervision", None),
             "recipe": getattr(module, "recipe", None),
             "oracle": getattr(module, "oracle", None),
-            "inference": getattr(module, "hparams", {}).get("inference"),
+            "inference": asdict(module.inference) if isinstance(module, BestieModule) else None,
             "ground_truth_used": list(getattr(data, "leak_notes", ())),
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "scores": scores,

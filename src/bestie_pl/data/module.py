@@ -223,9 +223,9 @@ class InstanceDataModule(pl.LightningDataModule):
             )
         return self._loader(dataset, self.batch_size, sampler, collate, drop_last=True)
 
-    def val_dataloader(self) -> DataLoader[Sample]:
-        """Each image once."""
-        return self._evaluation_loader("val")
+    def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
+        """Each image once; none where training goes without validation, whatever a tuner asks for."""
+        return self._evaluation_loader("val") if "val" in self.datasets else []
 
     def test_dataloader(self) -> DataLoader[Sample]:
         """Each image once."""
