@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from bestie_pl.ops import heatmaps
 from bestie_pl.ops.enlargement import Enlargement
 from bestie_pl.ops.losses import LossWeights, center_loss, offset_loss, semantic_loss, total_loss
+from bestie_pl.ops.transfer import instances_from_map
 from bestie_pl.recipe import PAPER, RELEASE, RULES, Recipe
 from bestie_pl.structures import Cues, Geometry, InstanceMaps, LabeledInstances
 
@@ -440,10 +441,15 @@ def test_a_batch_on_two_processes_is_one_batch() -> None:
 
     for halves in ((slice(0, 2), slice(2, 4)), (slice(0, 1), slice(1, 4))):
         counts: list[torch.Tensor] = []
+
+        def remember(count: torch.Tensor, counts: list[torch.Tensor] = counts) -> torch.Tensor:
+            counts.append(count)
+            return count
+
         for half in halves:
-            gradient(half, lambda count: counts.append(count) or count)  # type: ignore[func-returns-value]
+            gradient(half, remember)
         mean = torch.stack(counts).mean(0)
-        both = [gradient(half, lambda _: mean) for half in halves]
+        both = [gradient(half, lambda _, mean=mean: mean) for half in halves]
         for whole, one, two in zip(gradient(slice(0, 4)), *both, strict=True):
             torch.testing.assert_close(torch.cat([one, two]) / 2, whole)
 
