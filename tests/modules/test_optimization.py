@@ -96,7 +96,7 @@ def test_the_learning_rate_finder_sets_the_rate_that_training_uses(shapes_folder
         enable_model_summary=False,
         use_distributed_sampler=False,
         default_root_dir=tmp_path,
-        callbacks=[LearningRateFinder(min_lr=1e-5, max_lr=1e-1, num_training_steps=12), (seen := Rates())],
+        callbacks=[LearningRateFinder(min_lr=1e-5, max_lr=1e-1, num_training_steps=20), (seen := Rates())],
     )
     trainer.fit(module, data)
     found = module.lr

@@ -14,6 +14,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import rank_zero_only
 
+from bestie_pl import __version__
 from bestie_pl.data.files import write_json
 from bestie_pl.modules.bestie import BestieModule
 
@@ -23,7 +24,8 @@ def environment() -> dict[str, str]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        **{package: version(package) for package in ("bestie-pl", "torch", "pytorch-lightning", "timm")},
+        "bestie-pl": __version__,
+        **{package: version(package) for package in ("torch", "pytorch-lightning", "timm")},
         "python": platform.python_version(),
         "device": device,
         "cores": str(os.cpu_count()),

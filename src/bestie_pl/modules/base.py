@@ -54,9 +54,9 @@ def settings_of(kind: type[T], given: T | Mapping[str, Any] | None) -> T:
 class NetworkModule(pl.LightningModule):
     """A LightningModule with a network in ``model``.
 
-    Weights to start from are read when training starts: by this module's own ``on_fit_start``, or at its first training
-    step where another LightningModule holds it, whose ``on_fit_start`` is called instead. They are never read when
-    weights were loaded into it before (a checkpoint, ``load_state_dict``).
+    Weights to start from are read when training starts: by this module's own ``on_fit_start``, or at the first images
+    that it sees in training where another LightningModule holds it, whose ``on_fit_start`` is called instead. They are
+    never read when weights were loaded into it before (a checkpoint, ``load_state_dict``).
 
     Args:
         num_classes: Classes without background.
@@ -115,8 +115,8 @@ class NetworkModule(pl.LightningModule):
             self.network.load_backbone_weights(self.backbone_weights)
 
     def choose_weights(self) -> None:
-        """Read the first weights unless this module has weights already."""
-        if not self._weights_are_chosen:
+        """Read the first weights when a training that another module leads begins, unless there are weights already."""
+        if self.training and self._trainer is not None and not self._weights_are_chosen:
             self.load_first_weights()
             self._weights_are_chosen = True
 

@@ -204,6 +204,7 @@ class BestieModule(NetworkModule):
 
     def forward(self, images: Tensor) -> InstanceMaps:
         """Maps at stride 4 of RGB images (B, 3, H, W) in [0, 1]."""
+        self.choose_weights()
         maps: InstanceMaps = self.model(images)
         return maps
 
@@ -211,7 +212,6 @@ class BestieModule(NetworkModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Forward, refinement of the labels by the network's own output, losses of Eq. 3 to 6."""
-        self.choose_weights()
         if batch.pseudo is None or batch.components is None:
             batch = pseudo_labels(batch, supervision=self.supervision, rules=self.rules, geometry=self.geometry)
         assert batch.semantic is not None and batch.pseudo is not None  # or there would have been an error

@@ -140,6 +140,7 @@ class PeakAttentionModule(NetworkModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C) of RGB images (B, 3, H, W) in [0, 1]."""
+        self.choose_weights()
         return self.model.logits(self.model(images))
 
     # ---------------------------------------------------------------- training
@@ -153,7 +154,6 @@ class PeakAttentionModule(NetworkModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Binary cross-entropy of the tags (paper section 3.4)."""
-        self.choose_weights()
         logits = self.model.logits(self.model(batch.images, self.training_alpha))
         loss = F.binary_cross_entropy_with_logits(logits, batch.tags.float(), pos_weight=self.pos_weight)
         self.log("train/loss", loss, prog_bar=True)

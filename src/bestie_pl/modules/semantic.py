@@ -102,6 +102,7 @@ class SemanticModule(NetworkModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Semantic logits (B, C + 1, H, W) float32 of RGB images (B, 3, H, W) in [0, 1], at their size."""
+        self.choose_weights()
         logits = self.model(images).semantic_logits
         one = logits[:, :1]  # in the place of centre and offset maps, which nobody wants here
         size = (images.shape[-2], images.shape[-1])
@@ -111,7 +112,6 @@ class SemanticModule(NetworkModule):
         """Cross-entropy against the maps (paper Eq. 5)."""
         if batch.semantic is None:
             raise ValueError("a training batch needs a semantic map; see Batch")
-        self.choose_weights()
         loss = semantic_loss(
             self(batch.images),
             batch.semantic,
