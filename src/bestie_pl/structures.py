@@ -272,6 +272,7 @@ class Batch(_Movable):
         components: of the tagged classes in ``semantic``, shared by transfer and refinement; made on the device.
         pseudo: the labels that training starts from (true instances where the supervision is ``full``).
         truth: true instances of the training crop, for measuring label quality; never used by a loss.
+        measured: (B,) bool: of which images ``truth`` is known; None where it is of all.
         predicted: instances of the training crop that an earlier model predicted, until they are the pseudo labels.
         references: ground truth at the original size, for evaluation.
         semantic_references: B maps (H, W) uint8 at the original size, for evaluation.
@@ -288,6 +289,7 @@ class Batch(_Movable):
     components: Components | None = None
     pseudo: LabeledInstances | None = None
     truth: LabeledInstances | None = None
+    measured: Tensor | None = None
     predicted: LabeledInstances | None = None
     references: tuple[Instances, ...] | None = None
     semantic_references: tuple[Tensor, ...] | None = None

@@ -23,6 +23,7 @@ from bestie_pl.data.release import MEAN_COLOR
 from bestie_pl.data.samplers import EvaluationSampler, TrainingSampler, repeat_factors
 from bestie_pl.data.samples import collate
 from bestie_pl.data.voc import VOCDataModule
+from bestie_pl.metrics.labels import LabelQuality
 from bestie_pl.structures import Batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:Not weakly supervised")
@@ -231,6 +232,20 @@ def test_true_semantic_maps_need_no_true_objects(voc_folder):
         path.unlink()
     sample = fit_module(voc_folder, semantic_source="ground_truth").datasets["train"][0]
     assert sample.semantic.unique().tolist() == [0, 1, 2, 255] and sample.truth is None
+
+
+def test_label_quality_leaves_images_without_truth_out(voc_folder):
+    """VOC shares masks of one training image in seven."""
+    (voc_folder / "SegmentationObject" / "a1.png").unlink()
+    data = fit_module(voc_folder, label_quality=True, batch_size=6)
+    batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+    assert {n for n, known in zip(batch.names, batch.measured.tolist(), strict=True) if not known} <= {"a1"}
+    metric = LabelQuality()
+    metric.update(batch.truth, batch.truth, batch.measured)
+    whole = metric.compute()
+    assert whole["precision"] == whole["recall"] == 1 and whole["images"] == int(batch.measured.sum())
+    with pytest.raises(FileNotFoundError, match="a1.png"):
+        next(iter(fit_module(voc_folder, supervision="full", batch_size=6).train_dataloader()))
 
 
 def test_label_quality_brings_the_truth_along(voc_folder):

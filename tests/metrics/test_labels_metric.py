@@ -74,6 +74,7 @@ def test_known_counts() -> None:
     assert result == {
         "true_positives": 2,
         "labels": 4,
+        "images": 1,
         "objects": 3,
         "precision": 0.5,
         "recall": pytest.approx(2 / 3),

@@ -262,6 +262,10 @@ class FolderTruth:
     rows: Tensor
     classes: Tensor
 
+    def known(self, index: int) -> bool:
+        """See ``TruthReader``."""
+        return True
+
     def __call__(self, index: int, size: tuple[int, int]) -> Truth:
         """See ``TruthReader``."""
         instances, semantic = self.source(int(self.rows[index]), size)

@@ -59,7 +59,7 @@ class InstanceDataModule(pl.LightningDataModule):
             that hold exactly one point of their class. With ``tags`` no cues are read then.
         label_threshold: Least score of such a prediction. The default is the least centre score of a refined label.
         label_quality: Also read the true instances of training images, to measure the labels, and of predicted images,
-            to measure cues. No loss uses them.
+            to measure cues. No loss uses them. Training images without (most of VOC's) are left out of the measure.
         repeat_threshold: Images of classes that less than this share of the training images have are shown more often
             (``data.samplers.repeat_factors``); 0 shows each image once an epoch.
         batch_size: Training images per process.
@@ -288,6 +288,7 @@ class InstanceDataModule(pl.LightningDataModule):
             self.class_names,
             read_cues=self.reads_cues,
             read_instances=self.reads_true_instances,
+            truth_optional=not self.leak_notes,
             labels_from=self.labels_from,
             label_threshold=self.label_threshold,
             cue_threshold=self.cue_threshold,

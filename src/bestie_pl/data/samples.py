@@ -93,7 +93,8 @@ class Sample:
     """One image and what is read with it; all but the references in pixels of ``image``.
 
     ``image`` (3, H, W) uint8; ``tags`` (C,) bool; ``cues`` with image 0; ``semantic`` (H, W) uint8; ``truth``: true
-    instances; ``predicted``: those that an earlier model predicted; ``pointed``: see ``Split.read_cues``.
+    instances, none of which are known unless ``measured``; ``predicted``: those that an earlier model predicted;
+    ``pointed``: see ``Split.read_cues``.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Sample:
     references: Instances | None = None
     semantic_reference: Tensor | None = None
     pointed: bool | None = None
+    measured: bool = True
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class TrainingSamples(Dataset[Sample]):
         class_names: In the order of the classes' numbers.
         read_cues: Read points or cues; none otherwise.
         read_instances: Read the true instances.
+        truth_optional: Images without ground truth are no error; nothing is known of their instances then.
         labels_from: Folder of an earlier model's predictions, ``NAME.json``, of which tagged classes are read.
         label_threshold: Least score of a prediction that is read.
         cue_threshold: Cues must be surer than this (strictly, release 1.4).
@@ -134,6 +137,7 @@ class TrainingSamples(Dataset[Sample]):
     class_names: tuple[str, ...]
     read_cues: bool = True
     read_instances: bool = False
+    truth_optional: bool = False
     labels_from: Path | None = None
     label_threshold: float = LABEL_THRESHOLD
     cue_threshold: float = 0.7
@@ -156,11 +160,14 @@ class TrainingSamples(Dataset[Sample]):
         if self.read_cues:
             cues, pointed = split.read_cues(index, size, num_classes)
             cues = cues.select((cues.scores > self.cue_threshold) & tags[cues.classes])
-        if split.truth is not None:
+        measured = not self.truth_optional or (split.truth is not None and split.truth.known(index))
+        if split.truth is not None and measured:
             truth = split.truth(index, size)
             semantic = truth.semantic
             if self.read_instances:
                 true_instances = IdMap(*paint_instances(truth.instances))
+        elif self.read_instances:
+            true_instances = IdMap(torch.zeros(size, dtype=torch.int32), torch.zeros(0, dtype=torch.int64))
         if split.semantic_dir is not None:
             semantic = read_semantic(split.semantic_dir / f"{name}.png", size, num_classes)
         if self.labels_from is not None:
@@ -168,7 +175,18 @@ class TrainingSamples(Dataset[Sample]):
                 self.labels_from, name, size, self.class_names, tags=tags, least_score=self.label_threshold
             )
             predicted = IdMap(ids, classes)
-        sample = Sample(name, to_tensor(image), tags, cues, size, semantic, true_instances, predicted, pointed=pointed)
+        sample = Sample(
+            name,
+            to_tensor(image),
+            tags,
+            cues,
+            size,
+            semantic,
+            true_instances,
+            predicted,
+            pointed=pointed,
+            measured=measured,
+        )
         if self.image_scale != 1:
             sample = resize_sample(sample, scaled(size, self.image_scale))
         if self.release_crop is not None:
@@ -328,6 +346,7 @@ def collate(samples: Sequence[Sample], *, multiple: int = 1) -> Batch:
         sizes=sizes,
         original_sizes=tuple(sample.original_size for sample in samples),
         pointed=torch.tensor(pointed) if pointed else None,
+        measured=None if all(s.measured for s in samples) else torch.tensor([s.measured for s in samples]),
         semantic=_stack([s.semantic for s in samples], (height, width), IGNORE),
         truth=_collate_instances([s.truth for s in samples], (height, width)),
         predicted=_collate_instances([s.predicted for s in samples], (height, width)),

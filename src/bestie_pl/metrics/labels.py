@@ -28,21 +28,23 @@ class LabelQuality(Metric):
     true_positives: Tensor
     labels: Tensor
     objects: Tensor
+    images: Tensor
     iou_sum: Tensor
 
     def __init__(self, min_area: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.min_area = min_area
-        for name in ("true_positives", "labels", "objects"):
+        for name in ("true_positives", "labels", "objects", "images"):
             self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("iou_sum", torch.tensor(0.0), dist_reduce_fx="sum")
 
-    def update(self, labels: LabeledInstances, truth: LabeledInstances) -> None:
+    def update(self, labels: LabeledInstances, truth: LabeledInstances, measured: Tensor | None = None) -> None:
         """Add a batch.
 
         Args:
             labels: Of B images; rows with weight 0 or without a pixel are no labels.
             truth: The true instances of the same crops.
+            measured: (B,) bool, images whose truth is known; all if omitted. Of others no label is counted.
 
         Raises:
             ValueError: If the two maps differ in shape.
@@ -54,6 +56,9 @@ class LabelQuality(Metric):
         object_area = common.new_zeros(len(truth.image)).index_add_(0, object_, common)
         is_label = (label_area > 0) & (labels.weight > 0)
         is_object = (object_area > 0) & (object_area >= self.min_area)
+        if measured is not None:
+            is_label &= measured[labels.image]
+            is_object &= measured[truth.image]
         is_label[0] = is_object[0] = False  # row 0 is "nothing"
 
         union = label_area[label] + object_area[object_] - common
@@ -64,6 +69,8 @@ class LabelQuality(Metric):
         # into two labels, never both at once: the first pair of its label and of its object is the match.
         once = _is_first(label, len(labels.image)) & _is_first(object_, len(truth.image))
         # not in place: states made in inference mode allow no update outside of it
+        images = torch.tensor(len(labels.ids)) if measured is None else measured.sum()
+        self.images = self.images + images.to(self.device)
         self.true_positives = self.true_positives + once.sum().to(self.device)
         self.labels = self.labels + is_label.sum().to(self.device)
         self.objects = self.objects + is_object.sum().to(self.device)
@@ -73,7 +80,7 @@ class LabelQuality(Metric):
         """Counts and shares.
 
         Returns:
-            ``true_positives``, ``labels``, ``objects``: counts. ``precision``: share of the labels that are true.
+            ``true_positives``, ``labels``, ``objects``, ``images``: counts. ``precision``: share of the true labels.
             ``recall``: share of the objects that have a true label. ``mean_iou``: overlap of the true labels. NaN where
             there is nothing to divide by.
         """
@@ -81,6 +88,7 @@ class LabelQuality(Metric):
             "true_positives": self.true_positives,
             "labels": self.labels,
             "objects": self.objects,
+            "images": self.images,
             "precision": self.true_positives / self.labels,
             "recall": self.true_positives / self.objects,
             "mean_iou": self.iou_sum / self.true_positives,

@@ -234,9 +234,9 @@ class BestieModule(NetworkModule):
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({f"train/{name}": term for name, term in terms.items()})
         if batch.truth is not None:
-            self.pseudo_quality.update(batch.pseudo, batch.truth)
+            self.pseudo_quality.update(batch.pseudo, batch.truth, batch.measured)
             if refined is not None:
-                self.refined_quality.update(refined, batch.truth)
+                self.refined_quality.update(refined, batch.truth, batch.measured)
         return loss
 
     @torch.no_grad()

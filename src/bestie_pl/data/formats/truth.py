@@ -36,6 +36,9 @@ class TruthReader(Protocol):
     def __call__(self, index: int, size: tuple[int, int]) -> Truth:
         """Instances and semantic map at the size of the file."""
 
+    def known(self, index: int) -> bool:
+        """Whether the image has ground truth; VOC shares true objects of a part of its training images only."""
+
 
 def paint_instances(instances: Instances) -> tuple[Tensor, Tensor]:
     """Number map of true instances, smaller ones on top; crowd regions are left out.
@@ -64,6 +67,10 @@ class VOCTruth:
     class_dir: Path
     object_dir: Path
     num_classes: int
+
+    def known(self, index: int) -> bool:
+        """See ``TruthReader``."""
+        return all((folder / f"{self.names[index]}.png").is_file() for folder in (self.class_dir, self.object_dir))
 
     def __call__(self, index: int, size: tuple[int, int]) -> Truth:
         """See ``TruthReader``."""
@@ -104,6 +111,10 @@ class COCOTruth:
     annotations: Packed
     sizes: Tensor
     path: Path
+
+    def known(self, index: int) -> bool:
+        """See ``TruthReader``."""
+        return True
 
     def __call__(self, index: int, size: tuple[int, int]) -> Truth:
         """See ``TruthReader``."""
