@@ -18,6 +18,7 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 from pycocotools import mask as codec
+from torch.multiprocessing.spawn import spawn
 
 from benchmarks.measure import Row, Settings
 from bestie_pl.metrics.coco import COCOInstanceAP
@@ -110,7 +111,7 @@ def _spawn(count: int, images: int) -> list[Report]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_process, (count, images, port, reports), nprocs=count)
+    spawn(_process, (count, images, port, reports), nprocs=count)
     found = dict(reports.get() for _ in range(count))
     return [Report(*found[rank]) for rank in range(count)]
 

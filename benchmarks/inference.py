@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from benchmarks.measure import Row, Settings, busiest, busiest_functions, once, seconds
@@ -14,7 +16,7 @@ from bestie_pl.models.bestie import BestieModel
 from bestie_pl.ops.instances import find_instances
 from bestie_pl.ops.masks import encode, to_instances
 from bestie_pl.ops.views import average_maps, mirror_maps
-from bestie_pl.recipe import RULES
+from bestie_pl.recipe import RULES, Recipe
 from bestie_pl.structures import Geometry, Instances
 
 HEIGHT, WIDTH = 375, 500
@@ -22,7 +24,7 @@ SIZE = (384, 512)
 NEXT_STEP = "maps read at stride 4 as in training: only the class of a pixel needs all channels enlarged"
 
 
-def post_process(scene: Scene, *, mirror: bool = False, recipe: str = "paper") -> tuple[Instances, ...]:
+def post_process(scene: Scene, *, mirror: bool = False, recipe: Recipe = "paper") -> tuple[Instances, ...]:
     """Masks of 500 x 375 px from maps of stride 4 as the module makes them, run-length codes included."""
     maps = scene.large()
     if mirror:
@@ -30,7 +32,7 @@ def post_process(scene: Scene, *, mirror: bool = False, recipe: str = "paper") -
     count = len(scene.semantic)
     valid = torch.zeros(scene.semantic.shape, dtype=torch.bool, device=scene.semantic.device)
     valid[:, :HEIGHT, :WIDTH] = True
-    labels, _ = find_instances(maps, geometry=Geometry(), rules=RULES[recipe], valid=valid)  # type: ignore[arg-type]
+    labels, _ = find_instances(maps, geometry=Geometry(), rules=RULES[recipe], valid=valid)
     return to_instances(labels, sizes=[(HEIGHT, WIDTH)] * count, original_sizes=[(HEIGHT, WIDTH)] * count)
 
 
@@ -61,8 +63,8 @@ def run(settings: Settings) -> list[Row]:
 
             name = f"batch {batch}{', mirror' if mirror else ''}"
             rows.append(Row(f"{name}: network {backbone}", 1e3 * seconds(network, settings) / batch, "ms an image"))
-            own = seconds(lambda s=scene, m=mirror: post_process(s, mirror=m), settings) / batch
-            why = busiest(lambda s=scene, m=mirror: post_process(s, mirror=m), settings)
+            own = seconds(partial(post_process, scene, mirror=mirror), settings) / batch
+            why = busiest(partial(post_process, scene, mirror=mirror), settings)
             rows.append(Row(f"{name}: post-processing", 1e3 * own, "ms an image", limited_by=why))
             if batch == 1 and not mirror and not settings.cuda:
                 rows += _against_loop(scene, batch, own, why, settings)
@@ -86,7 +88,8 @@ def run_evaluation(settings: Settings) -> list[Row]:
     """VOC's validation set: matching of masks that exist already, and scores."""
     count = 20 if settings.quick else 1449
     kinds = 16
-    predictions, references = [], []
+    predictions: list[Instances] = []
+    references: list[Instances] = []
     for seed in range(2):
         scene = make_scene(20, batch=kinds, size=WIDTH, instances=5, fragments=0, seed=seed)
         made = []
@@ -110,8 +113,8 @@ def run_evaluation(settings: Settings) -> list[Row]:
             for one in (metric, coco):
                 one.update([predictions[which]], [references[which]], [f"{image:05d}"])
             semantic.update(maps[which], maps[(which + 1) % kinds])
-        for one in (metric, coco, semantic):
-            one.compute()
+        for result in (metric, coco, semantic):
+            result.compute()
 
     scale = 1449 / count
     taken = seconds(voc, settings, repeats=1) * scale

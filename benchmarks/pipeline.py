@@ -26,7 +26,9 @@ def write_photographs(root: Path, count: int) -> None:
     lines = []
     for number in range(count):
         name = f"2007_{number:06d}"
-        coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), np.uint8)).resize((500, 375), Image.BICUBIC)
+        coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), np.uint8)).resize(
+            (500, 375), Image.Resampling.BICUBIC
+        )
         grain = random.normal(0, 12, (375, 500, 3))
         Image.fromarray((np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8)).save(
             root / "JPEGImages" / f"{name}.jpg", quality=90

@@ -109,7 +109,7 @@ def run(settings: Settings) -> list[Row]:
         rows += [Row(f"{name}, {stage}", value, "s") for stage, value in stages(some, settings).items()]
     for present in (1, 2, 3, 4):
         some = make(20, present=present)
-        taken_ = seconds(lambda s=some: refine(s), settings)
+        taken_ = seconds(partial(refine, some), settings)
         rows.append(Row(f"{present} present classes", taken_, "s"))
     return rows
 
@@ -128,7 +128,7 @@ def _against_loop(scene: Scene, classes: int, settings: Settings) -> list[Row]:
     rows = []
     for pooling in POOLINGS:
         loop = PerComponent(GEOMETRY, THRESHOLD, pooling)
-        taken = once(lambda loop=loop: loop.refine(large, tagged))
+        taken = once(partial(loop.refine, large, tagged))
         name = f"C={classes}: faster than the loop over components, its maximum by {pooling}"
         # only the release recipe computes exactly what the loop does
         bar = 40 if pooling == "torch" and classes == 20 else None

@@ -35,7 +35,7 @@ def _rows(size: int, settings: Settings) -> list[Row]:
     torch.manual_seed(0)
     classifier = PeakAttentionModule(classes, backbone=BACKBONE, backbone_weights=None, pooling="ngwp", alpha=0.0)
     semantic = SemanticModule(classes, backbone=BACKBONE, decoder="pyramid", backbone_weights=None)
-    classifier, semantic = (module.to(settings.device) for module in (classifier, semantic))
+    classifier, semantic = classifier.to(settings.device), semantic.to(settings.device)
     assert batch.semantic is not None
     truth, tags = batch.semantic, batch.tags.float()
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,8 +61,8 @@ class Step:
         """The maps at stride 4."""
         with self.autocast:
             if self.plain:  # sizes are multiples of 32 here
-                return self.model.network((images - self.model.mean) / self.model.std)  # type: ignore[no-any-return]
-            return self.model(images)  # type: ignore[no-any-return]
+                return self.model.network((images - self.model.mean) / self.model.std)
+            return self.model(images)
 
     def network_alone(self, images: Tensor) -> None:
         """Forward and backward without labels, losses and optimiser."""
@@ -253,8 +254,8 @@ def run_memory(settings: Settings) -> list[Row]:
                 model = BestieModel(classes, backbone, decoder).to(settings.device)  # type: ignore[arg-type]
                 scene = make_scene(classes, batch=batch, size=size, device=settings.device)
                 step = Step(model, Geometry(), half(settings), sampled)
-                peaks[classes] = peak_bytes(lambda s=step, c=scene: _train(s, c), settings)
-                alone = peak_bytes(lambda s=step, c=scene: s.network_alone(_images(c)), settings) / peaks[classes]
+                peaks[classes] = peak_bytes(partial(_train, step, scene), settings)
+                alone = peak_bytes(partial(step.network_alone, _images(scene)), settings) / peaks[classes]
                 del model, step, scene
             why = f"the network alone takes {100 * alone:.0f} % at C=200"
             how = "maps read at stride 4" if sampled else "enlarged maps"

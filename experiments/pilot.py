@@ -188,7 +188,7 @@ def try_label_views(checkpoint: Path, root: str, count: int) -> Iterable[dict[st
 
 
 def _maps(prediction: ActivationPrediction, batch: Batch, *thresholds: float) -> Iterable[Tensor]:
-    settings = dict(zip(("background", "band"), thresholds, strict=False))
+    settings: dict[str, Any] = dict(zip(("background", "band"), thresholds, strict=False))
     for planes, tags, image in zip(prediction.activations, batch.tags, batch.images, strict=True):
         activations = torch.zeros(len(tags), *planes.shape[1:])
         activations[tags] = planes

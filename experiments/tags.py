@@ -12,7 +12,7 @@ import argparse
 import csv
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -338,7 +338,7 @@ def curves_of(result: dict[str, Any]) -> dict[str, list[tuple[int, float]]]:
     return {name: sorted(set(points)) for name, points in series.items()}
 
 
-def merge(path: Path, seed: int, rows: dict[str, dict[str, Any] | None], settings: dict[str, Sequence[str]]) -> None:
+def merge(path: Path, seed: int, rows: dict[str, dict[str, Any] | None], settings: Mapping[str, Sequence[str]]) -> None:
     """Add a seed to a table, or replace what the table had of it; rows without figures stay as they were."""
     stored = json.loads(path.read_text())["rows"] if path.exists() else []
     known = {row["name"]: dict(zip(row["seeds"], row["by_seed"], strict=True)) for row in stored}

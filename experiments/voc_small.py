@@ -36,9 +36,13 @@ configs/voc_small/classifier.yaml, which goes on."""
 
 ON_VAL = ("--data.init_args.predict_split=val_instances", "--data.init_args.label_quality=true")
 
-CUES_AND_MAPS = ("--trainer.callbacks=CueWriter", ANEW, "--trainer.callbacks+=SemanticMapWriter", ANEW)
+CUES_AND_MAPS: tuple[str, ...] = ("--trainer.callbacks=CueWriter", ANEW, "--trainer.callbacks+=SemanticMapWriter", ANEW)
 CUES_AND_MAPS += ("--trainer.callbacks.output_dir=CAM_maps",)
-RETRAINED_MAPS = ("--trainer.callbacks=SemanticMapWriter", ANEW, "--trainer.callbacks.output_dir=Retrained_maps")
+RETRAINED_MAPS: tuple[str, ...] = (
+    "--trainer.callbacks=SemanticMapWriter",
+    ANEW,
+    "--trainer.callbacks.output_dir=Retrained_maps",
+)
 RETRAINED_MAPS += ("--trainer.callbacks.earlier_dir=CAM_maps",)
 """The writers of the configurations."""
 
@@ -119,7 +123,8 @@ def learn_instances(chain: Chain) -> None:
 
 def compare_classifiers(chain: Chain) -> None:
     """Cues with and without peak attention, of two poolings, in figures and as pictures."""
-    checkpoints, rows = [], []
+    checkpoints: list[str] = []
+    rows: list[dict[str, Any]] = []
     for name, options in CLASSIFIERS.items():
         stage = "classifier_" + name.replace(", ", "_").replace(" ", "_") if checkpoints else "classifier"
         chain.run(stage, "classifier", "fit", options)

@@ -57,7 +57,7 @@ def main() -> None:
         results[f"{kind}_refined"] = fit_and_test(config, folder / f"{kind}_refined", refined, checkpoint=checkpoint)
     seconds = round(time.monotonic() - start, 1)
 
-    reference = scores_of(results["full"]) | {"refined_at_test": scores_of(results["full_refined"])}
+    reference: dict[str, Any] = scores_of(results["full"]) | {"refined_at_test": scores_of(results["full_refined"])}
     summary: dict[str, Any] = {"supervision": "tags", "seconds": seconds, "steps": steps}
     summary |= scores_of(results["tags"]) | {"refined_at_test": scores_of(results["tags_refined"])}
     summary["full_supervision"] = {"steps": both["full"]} | reference
@@ -78,7 +78,8 @@ def main() -> None:
             shutil.copy(folder / f"{name}.png", ROOT / f"results/shapes/{name}.png")
 
     print(f"\n{'supervision':<30}" + "".join(f"{name:>8}" for name in SCORES))
-    for label, scores in (("tags", summary), ("full", reference)):
+    shown: tuple[tuple[str, dict[str, Any]], ...] = (("tags", summary), ("full", reference))
+    for label, scores in shown:
         print(f"{label:<30}" + "".join(f"{scores[name]:8.3f}" for name in SCORES))
         refined = scores["refined_at_test"]
         print(f"{label + ', refined at test':<30}" + "".join(f"{refined[name]:8.3f}" for name in SCORES))

@@ -57,7 +57,7 @@ def _declare(extension: ModuleType) -> None:
     library = torch.library.Library("torchvision", "FRAGMENT")
     for operator in OPERATORS:
         library.define(operator)
-    extension._declared_operators = library  # the declarations end with the object
+    extension._declared_operators = library  # type: ignore[attr-defined]  # the declarations end with the object
 
 
 sys.meta_path.insert(0, _Finder())

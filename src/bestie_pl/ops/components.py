@@ -116,12 +116,12 @@ def _label_with_kornia(classes: Tensor, connectivity: int) -> Components:
     if connectivity != 8:
         raise ValueError(f"Kornia's union-find knows 8 neighbours, not {connectivity}; use backend runs")
     labels = torch.zeros_like(classes, dtype=torch.int64)
-    for value in classes.unique():
+    for value in torch.unique(classes):
         if value != 0:
             found = connected_components_union_find((classes == value)[:, None])[:, 0]
             labels = torch.where(found > 0, found + labels.max(), labels)
     # numbered anew, by the first pixel of each in row-major order
-    _, labels = labels.unique(return_inverse=True)
+    _, labels = torch.unique(labels, return_inverse=True)
     labels = labels + int(bool((classes != 0).all()))  # without background there is no 0 to be the first
     flat = labels.flatten()
     at = torch.arange(len(flat), device=flat.device)
