@@ -1,7 +1,7 @@
 """From names to paths, from files to text, JSON, CSV and XML, and back: what all readers and writers share.
 
-Nothing here trusts a file: names stay below the folder that the user named, nesting, numbers and fields are bounded, and
-memory follows the size of a file, not what it claims. Nothing imports Lightning: worker processes start fast.
+Nothing here trusts a file: names stay below the folder that the user named, nesting, numbers and fields are bounded,
+and memory follows the size of a file, not what it claims. Nothing imports Lightning: worker processes start fast.
 """
 
 from __future__ import annotations
@@ -89,8 +89,9 @@ def plain_problem(name: str) -> str:
 
 
 def below(folder: Path, name: str) -> Path:
-    """The path of a name that a file holds, always below the folder that the user named: no other way leads from names
-    to paths, neither for readers nor for writers.
+    """The path of a name that a file holds, always below the folder that the user named.
+
+    No other way leads from names to paths, neither for readers nor for writers.
 
     Links count: a folder in it that is a link and leads out is refused. A *file* that is a link is read as the file it
     links to (caches of data sets keep all their files so); writers replace the link.
@@ -148,22 +149,17 @@ def read_text(path: Path, holds: str) -> str:
 
 
 def read_json(path: Path, holds: str) -> Any:
-    """The content of a JSON file; see ``json_decoder`` for its numbers. ``holds`` as for ``read_text``."""
+    """The content of a JSON file; see ``JSON`` for its numbers. ``holds`` as for ``read_text``."""
     text = read_text(path, holds)
     with understood(path, holds):
-        return json_decoder().decode(text)
+        return JSON.decode(text)
 
 
-def json_decoder() -> json.JSONDecoder:
-    """Decodes JSON whose whole numbers fit into 64 bits; longer ones become floating-point numbers.
+JSON = json.JSONDecoder(parse_int=lambda digits: int(digits) if len(digits) < 19 else float(digits))
+"""Decodes JSON whose whole numbers fit into 64 bits; longer ones become floating-point numbers.
 
-    No count, size or id of a file is as long, and Python's numbers without end would overflow all that they meet.
-    """
-    return json.JSONDecoder(parse_int=_whole)
-
-
-def _whole(digits: str) -> int | float:
-    return int(digits) if len(digits) < 19 else float(digits)
+No count, size or id of a file is as long, and Python's numbers without end would overflow all that they meet.
+"""
 
 
 @contextmanager
@@ -184,7 +180,7 @@ def understood(path: Where, holds: str) -> Iterator[None]:
         raise UserError(f"{path}: cannot be understood ({error!r:.200}); expected {holds}") from error
 
 
-def csv_rows(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+def csv_lines(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line number and fields of each row of a CSV text that is not empty, the header among them.
 
     Raises:
