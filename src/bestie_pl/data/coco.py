@@ -183,7 +183,10 @@ def read_index(path: Path, category_ids: tuple[int, ...], *, keep_masks: bool) -
     names = [image_name(file) for file in files]
     check_unique(path, names)
     image_ids: list[int] = [_field(image, "id", int, path) for image in images]
-    sizes = [check_pixels(i.get("height"), i.get("width"), f"{path}: image {i['file_name']!r:.300}") for i in images]
+    sizes = [
+        check_pixels(i.get("height"), i.get("width"), f"{path}: image {i['file_name']!r:.300}: height, width")
+        for i in images
+    ]
     _check_once(image_ids, "images have the id", path)
     # pycocotools keeps one annotation an id, so its scores would differ from ours
     _check_once((number for number, _, _ in found if type(number) is int), "annotations have the id", path)

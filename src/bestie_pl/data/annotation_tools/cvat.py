@@ -35,7 +35,9 @@ def read_cvat(path: Path) -> Marked:
 def _cvat_image(element: ElementTree.Element, path: Path) -> MarkedImage:
     name = _attribute(element, "name", f"{path}: image")
     where = f"{path}: image {name!r}"
-    size = check_pixels(round(_number(element, "height", where)), round(_number(element, "width", where)), where)
+    size = check_pixels(
+        round(_number(element, "height", where)), round(_number(element, "width", where)), f"{where}: height, width"
+    )
     image = MarkedImage(relative_file(name), size, where)
     shapes: list[Shape] = []
     for number, child in enumerate(element, 1):
@@ -76,7 +78,7 @@ def _cvat_shapes(element: ElementTree.Element, size: tuple[int, int], where: str
             runs = [int(run) for run in _attribute(element, "rle", where).split(",")]
         except ValueError:
             raise UserError(f"{where}: rle: expected whole numbers with commas") from None
-        height, width = check_pixels(round(number("height")), round(number("width")), f"{where}: mask")
+        height, width = check_pixels(round(number("height")), round(number("width")), f"{where}: height, width")
         if min(runs) < 0 or sum(runs) > height * width:
             raise UserError(
                 f"{where}: rle: {sum(runs)} pixels; expected at most {width} x {height}, each run 0 or more"

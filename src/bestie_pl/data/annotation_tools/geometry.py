@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bestie_pl.data.formats.codes import encode_polygons, encode_runs, read_runs
+from bestie_pl.data.formats.codes import check_polygon, encode_polygons, encode_runs, read_runs
 from bestie_pl.data.formats.images import check_pixels
 from bestie_pl.errors import UserError
 
@@ -60,18 +61,16 @@ def box_center(x: float, y: float, width: float, height: float, size: tuple[int,
     return from_corner((left + right) / 2, (top + bottom) / 2, size, where)
 
 
-def polygon_area(polygons: Iterable[Sequence[float]], size: tuple[int, int] | None, where: str) -> Area:
+def polygon_area(polygons: Iterable[Any], size: tuple[int, int] | None, where: str) -> Area:
     """Pixels of polygons ``[x, y, x, y, ...]`` that are parts of one object; of a sliver the pixel in its middle."""
     parts = []
     for polygon in polygons:
-        if not isinstance(polygon, Sequence) or len(polygon) < 6:
-            raise UserError(f"{where}: {polygon!r:.100}; expected a polygon of three corners or more: x, y, x, y, ...")
+        check_polygon(polygon, where)
         bounds = size
-        if bounds is None:  # as large as the corners need, which are finite
-            values = numbers(list(polygon), len(polygon), where)
-            right, bottom = (max(0, math.ceil(max(values[axis::2]))) + 1 for axis in (0, 1))
-            bounds = check_pixels(bottom, right, where)
-        (code,) = encode_polygons([list(polygon)], bounds, where)
+        if bounds is None:  # as large as the corners need
+            right, bottom = (max(0, math.ceil(max(polygon[axis::2]))) + 1 for axis in (0, 1))
+            bounds = check_pixels(bottom, right, f"{where}: height, width that the corners need")
+        (code,) = encode_polygons([polygon], bounds, where)
         area = runs_area(read_runs(code["counts"]), bounds[0])
         if not len(area):
             corners = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
@@ -142,6 +141,7 @@ def nearest_to_centroid(area: Area) -> Spot:
 
 
 def inside(area: Area, size: tuple[int, int] | None, where: str) -> Area:
+    """What of an area lies in the image; UserError if nothing does."""
     """What of an area lies in the image; UserError if nothing does."""
     if size is not None:
         area = np.clip(area, 0, [*size, *size])

@@ -65,7 +65,7 @@ def read_label_studio(path: Path, keys: Mapping[str, str] | None = None) -> Mark
 
 
 def read_label_config(path: Path) -> dict[str, str]:
-    """Name of each image of a labelling configuration -> key of the tasks' data, from ``<Image name= value="$key">``."""
+    """Name of each image of a labelling configuration -> key of tasks' data, from ``<Image name= value="$key">``."""
     root = read_xml(path, "Label Studio's labelling configuration (Settings, Labeling Interface, Code)")
     images = [element for element in root.iter("Image") if element.get("name")]
     keys = {str(e.get("name")): str(e.get("value") or e.get("valueList")).removeprefix("$") for e in images}

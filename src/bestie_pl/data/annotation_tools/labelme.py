@@ -92,7 +92,7 @@ def _mask(code: object, size: tuple[int, int] | None, where: str) -> NDArray[np.
             raise TypeError(f"found {code!r:.50}")
         with Image.open(io.BytesIO(base64.b64decode(code, validate=True)), formats=FORMATS) as picture:
             width, height = picture.size
-            check_pixels(height, width, f"{where}: mask")
+            check_pixels(height, width, f"{where}: mask: height, width")
             if size is not None and (height > size[0] + 1 or width > size[1] + 1):
                 raise UserError(
                     f"{where}: mask: {width} x {height} px in an image of {size[1]} x {size[0]}; draw it anew"

@@ -7,7 +7,6 @@ leads: a corner at 1e8 takes gigabytes, and then the process.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,14 +22,16 @@ FARTHEST = 10**6
 
 
 def encode_polygons(polygons: object, size: tuple[int, int], where: str) -> list[dict[str, Any]]:
-    """A compressed run-length code of each of an object's polygons ``[x, y, x, y, ...]``; ``size`` is the image's, H, W.
+    """A compressed run-length code of each of an object's polygons ``[x, y, x, y, ...]``; ``size`` is the image's.
 
     Raises:
         UserError: Not three corners or more of finite numbers, or an outline that is far longer than the image allows.
     """
     # pycocotools takes a list of four numbers for a box, and what is no number for 0
-    if not isinstance(polygons, list) or not polygons or not all(map(_is_polygon, polygons)):
-        raise UserError(f"{where}: {polygons!r:.100}; expected polygons [[x, y, x, y, x, y, ...], ...] of numbers")
+    if not isinstance(polygons, list) or not polygons:
+        raise UserError(f"{where}: {polygons!r:.100}; expected polygons [[x, y, x, y, x, y, ...], ...]")
+    for polygon in polygons:
+        check_polygon(polygon, where)
     height, width = size
     longest = min(LONGEST_OUTLINE, 4 * (height + 1) * (width + 1))
     length = 0.0
@@ -59,7 +60,7 @@ def encode_runs(counts: object, size: tuple[int, int], where: str) -> dict[str, 
     try:
         check_code(code)
     except UserError as error:
-        raise UserError(f"{where}: {error}; restore the file") from error
+        raise UserError(f"{where}: counts: {counts!r:.100}: {error}; restore the file") from error
     coded: dict[str, Any] = code if isinstance(counts, str) else rle.frPyObjects(code, *size)
     return coded
 
@@ -99,11 +100,11 @@ def read_runs(counts: bytes) -> list[int]:
     return runs
 
 
-def _is_polygon(polygon: Any) -> bool:
-    """Whether it holds three points or more."""
-    return (
-        isinstance(polygon, Sequence)
-        and len(polygon) >= 6
-        and len(polygon) % 2 == 0
-        and all(type(value) in (int, float) and math.isfinite(value) for value in polygon)
-    )
+def check_polygon(polygon: Any, where: str) -> None:
+    """Raise UserError unless it holds three corners or more, as finite numbers."""
+    if not isinstance(polygon, list) or len(polygon) % 2:
+        raise UserError(f"{where}: {polygon!r:.100}; expected a polygon as numbers x, y, x, y, ...")
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in polygon):
+        raise UserError(f"{where}: {polygon!r:.100}; expected a polygon as finite numbers x, y, x, y, ...")
+    if len(polygon) < 6:
+        raise UserError(f"{where}: a polygon of {len(polygon) // 2} corners; expected three or more")

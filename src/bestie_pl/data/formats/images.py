@@ -16,8 +16,8 @@ from bestie_pl.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 EITHER_CASE = tuple(suffix for lower in IMAGE_SUFFIXES for suffix in (lower, lower.upper()))
-FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "BMP", "WEBP")
-"""Of Pillow's decoders only these are let near a file, whatever its suffix; MPO is what many telephones call a JPEG."""
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
+"""Of Pillow's decoders only these are let near a file, whatever its suffix."""
 GREY_16_BIT = ("I;16", "I;16L", "I;16B", "I")
 MOST_PIXELS = 178_956_970
 """Pillow's own limit on an image, and ours on what any file says about the size of one: it bounds all memory."""
@@ -53,13 +53,13 @@ def find_image(folder: Path, name: str) -> Path:
 
 
 def check_pixels(height: object, width: object, where: str) -> tuple[int, int]:
-    """(height, width) that a file states for an image, if it may be one's.
+    """(height, width) that a file states for an image, if it may be one's; ``where`` ends with the names of the fields.
 
     Raises:
         UserError: They are no positive whole numbers, or more pixels than any image may have.
     """
     if type(height) is not int or type(width) is not int or height < 1 or width < 1:
-        raise UserError(f"{where}: height, width: {height!r:.50}, {width!r:.50}; expected whole numbers of pixels")
+        raise UserError(f"{where}: {height!r:.50}, {width!r:.50}; expected whole numbers of pixels")
     if height * width > MOST_PIXELS:
         raise UserError(f"{where}: {width} x {height} px; expected at most {MOST_PIXELS} pixels: correct the size")
     return height, width

@@ -159,9 +159,9 @@ class PointSetBuilder:
             return -1
         if size is not None:
             try:
-                check_pixels(*size, where)
+                check_pixels(*size, "height, width")
             except UserError as error:
-                self.problem(where, str(error).removeprefix(f"{where}: "))
+                self.problem(where, str(error))
                 size = None
         self._sizes.extend(size or (0, 0))
         return self._rows.setdefault(file, len(self._rows))
@@ -225,7 +225,8 @@ class PointSetBuilder:
             if type(value) not in NUMBERS or math.isnan(value):  # type: ignore[arg-type]
                 self.problem(where, f"{name}: {value!r}; expected a number of pixels")
             elif not 0 <= value < (limit or MOST_PIXELS):  # type: ignore[operator]
-                side = f"< {limit}, the image's {'width' if name == 'x' else 'height'}" if limit else f"< {MOST_PIXELS}"
+                whole = f"the image's {'width' if name == 'x' else 'height'}"
+                side = f"< {limit}, {whole}" if limit else f"< {whole}"
                 self.problem(where, f"{name}: {value!r}; expected 0 <= {name} {side}")
         if type(confidence) not in NUMBERS or not 0 <= confidence <= 1:  # type: ignore[operator]
             self.problem(where, f"confidence: {confidence!r}; expected a number in 0..1")
