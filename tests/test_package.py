@@ -14,13 +14,14 @@ from bestie_pl.cli import main as cli
 SOURCES = Path(bestie_pl.__file__).parent
 
 ALLOWED = {
-    "structures": set[str](),
-    "ops": {"structures"},
-    "models": {"structures", "ops"},
-    "metrics": {"structures", "ops"},
-    "data": {"structures", "ops"},
-    "modules": {"structures", "ops", "models", "metrics", "data"},
-    "callbacks": {"structures", "ops", "models", "metrics", "data", "modules"},
+    "errors": set[str](),
+    "structures": {"errors"},
+    "ops": {"errors", "structures"},
+    "models": {"errors", "structures", "ops"},
+    "metrics": {"errors", "structures", "ops"},
+    "data": {"errors", "structures", "ops"},
+    "modules": {"errors", "structures", "ops", "models", "metrics", "data"},
+    "callbacks": {"errors", "structures", "ops", "models", "metrics", "data", "modules"},
 }
 """What each part may import besides itself. Parts that are not named (the command line) may import everything."""
 

@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from bestie_pl.data.coco import COCODataModule
-from bestie_pl.data.formats.truth import read_runs
+from bestie_pl.data.formats.codes import read_runs
 from bestie_pl.metrics.coco import COCOInstanceAP
 from bestie_pl.structures import Instances
 

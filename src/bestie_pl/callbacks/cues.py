@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bestie_pl.callbacks.resume import ResumableWriter, below_root, images_of
 from bestie_pl.callbacks.scores import environment
-from bestie_pl.data.files import write_json, write_text
+from bestie_pl.data.files import below, write_json, write_text
 from bestie_pl.data.formats.cues import format_cues, read_cues
 from bestie_pl.metrics.cues import CueQuality
 from bestie_pl.modules.peak_attention import PeakAttentionModule
@@ -68,7 +68,7 @@ class CueWriter(ResumableWriter):
 
     def is_finished(self, trainer: pl.Trainer, name: str) -> bool:
         """Whether the image has its file."""
-        return (self.folder(trainer) / f"{name}.txt").is_file()
+        return below(self.folder(trainer), f"{name}.txt").is_file()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave out the finished images."""
@@ -93,7 +93,7 @@ class CueWriter(ResumableWriter):
         for b, (name, cues) in enumerate(zip(batch.names, prediction.cues, strict=True)):
             # another writer may have asked for an image that has its cues
             if self.overwrite or not self.is_finished(trainer, name):
-                write_text(self.folder(trainer) / f"{name}.txt", format_cues(cues))
+                write_text(below(self.folder(trainer), f"{name}.txt"), format_cues(cues))
             self._measure(trainer, name, batch.original_sizes[b], tags[b], references[b])
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -111,7 +111,7 @@ class CueWriter(ResumableWriter):
         self, trainer: pl.Trainer, name: str, size: tuple[int, int], tags: Tensor, references: Instances | None
     ) -> None:
         """Add one image to the figures, as its file says: that is what training reads."""
-        self.quality.update(read_cues(self.folder(trainer) / f"{name}.txt", size, len(tags)), tags, references)
+        self.quality.update(read_cues(below(self.folder(trainer), f"{name}.txt"), size, len(tags)), tags, references)
 
     def _report(self, trainer: pl.Trainer, module: PeakAttentionModule) -> None:
         with warnings.catch_warnings():  # a process without an image is fine

@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import BasePredictionWriter
 
-from bestie_pl.data.files import write_json
+from bestie_pl.data.files import below, write_json
 from bestie_pl.structures import Instances
 
 
@@ -47,7 +47,7 @@ class PredictionWriter(BasePredictionWriter):
         categories = getattr(data, "category_ids", None)
         for name, instances in zip(batch.names, prediction, strict=True):
             write_json(
-                folder / f"{name}.json",
+                below(folder, f"{name}.json"),
                 [_record(name, instances, row, names, categories) for row in range(len(instances))],
             )
 

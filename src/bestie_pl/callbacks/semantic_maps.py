@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from bestie_pl.callbacks.resume import ResumableWriter, below_root, images_of
 from bestie_pl.callbacks.scores import environment
-from bestie_pl.data.files import require_folder, write_json
+from bestie_pl.data.files import below, require_folder, write_json
 from bestie_pl.data.formats.maps import MapFolder, read_if_present, write_semantic
 from bestie_pl.metrics.semantic import SemanticIoU
 from bestie_pl.metrics.semantic_maps import SemanticMapFigures
@@ -100,7 +100,7 @@ class SemanticMapWriter(ResumableWriter):
 
     def is_finished(self, trainer: pl.Trainer, name: str) -> bool:
         """Whether the image has its map."""
-        return (self.folder(trainer) / f"{name}.png").is_file()
+        return below(self.folder(trainer), f"{name}.png").is_file()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check the folders, and leave out the finished images."""
@@ -136,7 +136,7 @@ class SemanticMapWriter(ResumableWriter):
         else:
             maps, agreement = self._from_activations(prediction, batch), None
         for b, (name, semantic) in enumerate(zip(batch.names, maps, strict=True)):
-            write_semantic(self.folder(trainer) / f"{name}.png", semantic)
+            write_semantic(below(self.folder(trainer), f"{name}.png"), semantic)
             height, width = batch.sizes[b]
             self._measure(
                 name,

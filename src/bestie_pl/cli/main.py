@@ -9,6 +9,7 @@ from functools import partial
 from importlib import import_module
 
 from bestie_pl import __version__
+from bestie_pl.errors import UserError, expected_one_of
 
 VERBS = {
     "fit": "train, validating as it goes",
@@ -70,7 +71,7 @@ def main(args: list[str] | None = None) -> int:
         print(f"bestie-pl {__version__}")
         return 0
     if not first.startswith("-") and first not in VERBS | COMMANDS:
-        return _fail(f"unknown command {first!r}; expected one of {', '.join(VERBS | COMMANDS)}")
+        return _fail(f"unknown command {first!r}; {expected_one_of(first, VERBS | COMMANDS)}")
     run = partial(_run_command, first, given[1:]) if first in COMMANDS else partial(_run, args)
     if os.environ.get("BESTIE_DEBUG") == "1":
         return run()
@@ -78,7 +79,7 @@ def main(args: list[str] | None = None) -> int:
         return run()
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
-    except (ValueError, FileNotFoundError, PermissionError) as error:
+    except (ValueError, OSError) as error:
         message = _message_for_user(error)
         if message is None:
             raise
@@ -90,8 +91,10 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _run(args: list[str] | None) -> int:
+    from bestie_pl.cli.configuration import guard_configurations
     from bestie_pl.cli.lightning import run
 
+    guard_configurations()
     try:
         run(args)
     except SystemExit as stop:
@@ -103,7 +106,12 @@ def _run(args: list[str] | None) -> int:
 
 
 def _run_command(name: str, args: list[str]) -> int:
-    status: int = import_module(f"bestie_pl.cli.commands.{name}").main(args)
+    command = import_module(f"bestie_pl.cli.commands.{name}")
+    if name == "data":  # it reads a configuration
+        from bestie_pl.cli.configuration import guard_configurations
+
+        guard_configurations()
+    status: int = command.main(args)
     return status
 
 
@@ -115,13 +123,12 @@ def _fail(message: str, status: int = EXIT_USAGE) -> int:
 def _message_for_user(error: BaseException) -> str | None:
     """What to tell the user, or None if the error is a defect of the program, whose traceback is wanted.
 
-    Missing and forbidden files are the user's to put right wherever they are met, values only where this package
-    objects to them: a ValueError from inside torch says nothing to the person who holds the data.
+    Files that are missing or forbidden, and full disks, are the user's to put right wherever they are met. A plain
+    ValueError is so only where this package raises it about a setting; from inside torch it says nothing to the person
+    who holds the data.
     """
-    if "Original Traceback" in str(error):
-        return _message_of_worker(str(error))
-    if isinstance(error, (FileNotFoundError, PermissionError)):
-        return _without_number(str(error))
+    if isinstance(error, (UserError, OSError)):
+        return _without_number(_of_worker(error))
     at = error.__traceback__
     while at is not None and at.tb_next is not None:
         at = at.tb_next
@@ -129,18 +136,24 @@ def _message_for_user(error: BaseException) -> str | None:
     if raised_in == "jsonargparse" and error.__cause__ is not None:
         # what a class objects to its arguments comes wrapped in all that the argument might have been
         return _message_for_user(error.__cause__)
+    if TRACEBACK in str(error):
+        # a worker names the file of the code in the text of its traceback
+        frames = re.findall(r'^  File "(.*?)", line', str(error), re.MULTILINE)
+        return _of_worker(error) if frames and frames[-1].startswith(PACKAGE) else None
     return str(error) if raised_in == "bestie_pl" else None
 
 
-def _message_of_worker(report: str) -> str | None:
-    """The same for an error in a worker of a DataLoader, which arrives as the text of a traceback."""
-    errors = list(re.finditer(r"^(ValueError|FileNotFoundError|PermissionError): ", report, re.MULTILINE))
-    if not errors:
-        return None
-    error = errors[-1]
-    frames = re.findall(r'^  File "(.*?)", line', report[: error.start()], re.MULTILINE)
-    ours = bool(frames) and frames[-1].startswith(PACKAGE)
-    return _without_number(report[error.end() :].strip()) if ours or error[1] != "ValueError" else None
+TRACEBACK = "Original Traceback"
+"""What the report of a DataLoader's worker holds; its exception has the class of the one that the worker met."""
+
+
+def _of_worker(error: BaseException) -> str:
+    """The message of an error, also of one that a worker's report carries behind its traceback."""
+    report = str(error)
+    if TRACEBACK not in report:
+        return report
+    last = list(re.finditer(rf"^(?:[\w.]+\.)?{type(error).__name__}: ", report, re.MULTILINE))
+    return report[last[-1].end() :].strip() if last else report
 
 
 def _without_number(message: str) -> str:

@@ -20,8 +20,9 @@ from pycocotools import mask as rle
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from bestie_pl.data.files import as_it_looks, below
 from bestie_pl.data.formats.cues import cue_lines, cues_of_rows, parse_cue
-from bestie_pl.data.formats.images import check_size, open_image
+from bestie_pl.data.formats.images import check_size, open_image, remarks
 from bestie_pl.data.formats.maps import SEMANTIC_MAP, check_classes, read_label_map
 from bestie_pl.data.formats.predictions import read_predictions
 from bestie_pl.data.samples import EvaluationSamples, Split, TrainingSamples
@@ -104,8 +105,10 @@ class CheckedImages(Dataset[ImageFacts]):
 
     def __getitem__(self, index: int) -> ImageFacts:
         split = self.split
-        facts = ImageFacts(split.names[index], split.images[index])
-        self._read_image(facts)
+        facts = ImageFacts(split.names[index], "")
+        with facts.reading("unreadable image"):
+            facts.path = split.images[index]
+            self._read_image(facts)
         if split.tags is not None:
             facts.tags = split.tags[index].nonzero().flatten().tolist()
         semantic = self._read_semantic(facts)
@@ -130,9 +133,12 @@ class CheckedImages(Dataset[ImageFacts]):
             warnings.simplefilter("always")
             image = open_image(path)
             facts.size = (image.height, image.width)
+            for remark in remarks(path, image):
+                facts.warn("image of which a part is read", remark)
         for message in sorted({str(warning.message) for warning in said}):
             facts.warn("image that is read with a warning", f"{path}: {message}")
         with facts.reading("unreadable image"):
+            path = as_it_looks(path)
             if not path.is_file():
                 return
             content = path.read_bytes()
@@ -156,10 +162,11 @@ class CheckedImages(Dataset[ImageFacts]):
             if len(facts.problems) > before:
                 return None
         if cues is None and split.cues_dir is not None:
-            path = split.cues_dir / f"{facts.name}.txt"
-            # evaluation reads cues where there are any
-            if training is not None or path.is_file():
-                cues, facts.cues_path = _lines_of(path, facts, len(self.class_names)), str(path)
+            with facts.reading("unreadable cues"):
+                path = as_it_looks(below(split.cues_dir, f"{facts.name}.txt"))
+                # evaluation reads cues where there are any
+                if training is not None or path.is_file():
+                    cues, facts.cues_path = _lines_of(path, facts, len(self.class_names)), str(path)
         if cues is None:
             return None
         facts.cues = cues.classes.tolist()
@@ -191,6 +198,7 @@ class CheckedImages(Dataset[ImageFacts]):
         before, values = len(facts.problems), None
         path = self.split.semantic_dir / f"{facts.name}.png"
         with facts.reading("unreadable semantic map"):
+            path = as_it_looks(below(self.split.semantic_dir, f"{facts.name}.png"))
             values = read_label_map(path, SEMANTIC_MAP)
         if values is None:
             return None

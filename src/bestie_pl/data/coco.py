@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -14,10 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bestie_pl.data.files import Packed, check_unique, read_text, require_folder
+from bestie_pl.data.files import JSON, Packed, check_plain, check_unique, read_text, require_folder, understood
+from bestie_pl.data.formats.classes import class_name
+from bestie_pl.data.formats.images import ImageFiles, check_pixels
+from bestie_pl.data.formats.points import image_name
 from bestie_pl.data.formats.truth import COCOTruth
 from bestie_pl.data.module import InstanceDataModule, Stage
 from bestie_pl.data.samples import Split
+from bestie_pl.errors import UserError
 
 
 class COCODataModule(InstanceDataModule):
@@ -95,12 +99,12 @@ class COCODataModule(InstanceDataModule):
         wanted = self.reads_truth(stage) or (stage == "train" and self.semantic_source == "ground_truth")
         index = read_index(path, self.category_ids, keep_masks=wanted)
         if not index.annotated and (stage != "predict" or self.tags_only):
-            raise ValueError(f"{path}: has no `annotations`; expected them for the images' tags: choose another file")
+            raise UserError(f"{path}: has no `annotations`; expected them for the images' tags: choose another file")
         self.image_ids |= dict(zip(index.names, index.image_ids.tolist(), strict=True))
         return Split(
             names=index.names,
-            images=Packed(str(folder / file) for file in index.files),
-            tags=index.tags if index.annotated else None,
+            images=ImageFiles(folder, index.files),
+            tags=index.tags() if index.annotated else None,
             semantic_dir=self.semantic_dir if stage == "train" and self.semantic_source == "folder" else None,
             cues_dir=self.cues_dir,
             truth=COCOTruth(index.annotations, index.sizes, path) if index.annotations is not None else None,
@@ -111,7 +115,8 @@ class COCODataModule(InstanceDataModule):
 class COCOIndex:
     """One annotation file as columns, a row an image: ``names`` are file names without suffix; see ``COCOTruth``.
 
-    ``annotated`` is False for a file without ``annotations``, such as those of COCO's test images.
+    ``annotated`` is False for a file without ``annotations``, such as those of COCO's test images. ``tag_row`` and
+    ``tag_class`` are (T,) int64, image and category of each annotation.
     """
 
     annotated: bool
@@ -119,8 +124,16 @@ class COCOIndex:
     files: Packed
     image_ids: Tensor
     sizes: Tensor
-    tags: Tensor
+    categories: int
+    tag_row: Tensor
+    tag_class: Tensor
     annotations: Packed | None
+
+    def tags(self) -> Tensor:
+        """(N, K) bool: the categories that each image has an annotation of."""
+        tags = torch.zeros(len(self.names), self.categories, dtype=torch.bool)
+        tags[self.tag_row, self.tag_class] = True
+        return tags
 
 
 def read_categories(path: Path) -> dict[int, str]:
@@ -128,7 +141,7 @@ def read_categories(path: Path) -> dict[int, str]:
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: Not COCO's layout, or no category.
+        UserError: Not COCO's layout, or no category.
     """
     return _categories(_parse(_read(path), path, lambda *annotation: None), path)
 
@@ -138,7 +151,7 @@ def read_index(path: Path, category_ids: tuple[int, ...], *, keep_masks: bool) -
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: Not COCO's layout, other categories than ``category_ids``, an id that stands there twice, an
+        UserError: Not COCO's layout, other categories than ``category_ids``, an id that stands there twice, an
             annotation of an unknown image, or none at all with ``keep_masks``.
     """
     text = _read(path)
@@ -152,22 +165,28 @@ def read_index(path: Path, category_ids: tuple[int, ...], *, keep_masks: bool) -
 
     content = _parse(text, path, keep)
     if "categories" in content and tuple(_categories(content, path)) != category_ids:
-        raise ValueError(
+        raise UserError(
             f"{path}: categories {tuple(_categories(content, path))} differ from {category_ids} of the validation "
             "annotations; all annotation files of a data set need the same categories"
         )
     if keep_masks and "annotations" not in content:
-        raise ValueError(
+        raise UserError(
             f"{path}: has no `annotations`; expected true instances: predict these images, or annotate them"
         )
     images = content.get("images")
-    if not images:
-        raise ValueError(f"{path}: lists no images; expected a COCO annotation file with `images`")
-    files: list[str] = [_field(image, "file_name", str, path) for image in images]
-    names = [os.path.splitext(os.path.normpath(file))[0] for file in files]
+    if not images or not isinstance(images, list):
+        raise UserError(f"{path}: lists no images; expected a COCO annotation file with `images`")
+    # Windows writes other separators
+    files: list[str] = [_field(image, "file_name", str, path).replace("\\", "/") for image in images]
+    files = [posixpath.normpath(file) if file.startswith("./") else file for file in files]
+    check_plain(path, files)
+    names = [image_name(file) for file in files]
     check_unique(path, names)
     image_ids: list[int] = [_field(image, "id", int, path) for image in images]
-    sizes = [[_field(image, side, int, path) for side in ("height", "width")] for image in images]
+    sizes = [
+        check_pixels(i.get("height"), i.get("width"), f"{path}: image {i['file_name']!r:.300}: height, width")
+        for i in images
+    ]
     _check_once(image_ids, "images have the id", path)
     # pycocotools keeps one annotation an id, so its scores would differ from ours
     _check_once((number for number, _, _ in found if type(number) is int), "annotations have the id", path)
@@ -179,13 +198,11 @@ def read_index(path: Path, category_ids: tuple[int, ...], *, keep_masks: bool) -
             rows.append(row_of[image_id])
             classes.append(class_of[category_id])
         except (KeyError, TypeError):
-            raise ValueError(
+            raise UserError(
                 f"{path}: annotation {number} has image_id {image_id} and category_id {category_id}; expected those of "
                 "an image and a category of the file"
             ) from None
     row = torch.tensor(rows, dtype=torch.int64)
-    tags = torch.zeros(len(images), len(category_ids), dtype=torch.bool)
-    tags[row, torch.tensor(classes, dtype=torch.int64)] = True
 
     def annotations() -> Iterator[str]:
         order, first = row.argsort(stable=True).tolist(), 0
@@ -201,7 +218,9 @@ def read_index(path: Path, category_ids: tuple[int, ...], *, keep_masks: bool) -
         files=Packed(files),
         image_ids=torch.tensor(image_ids),
         sizes=torch.tensor(sizes),
-        tags=tags,
+        categories=len(category_ids),
+        tag_row=row,
+        tag_class=torch.tensor(classes, dtype=torch.int64),
         annotations=Packed(annotations()) if keep_masks else None,
     )
 
@@ -219,7 +238,7 @@ def _parse(text: str, path: Path, take: Callable[[Any, int, int], None]) -> dict
 
     All annotations of COCO at once are gigabytes of small objects, and making them takes four times as long.
     """
-    decode = json.JSONDecoder().raw_decode
+    decode = JSON.raw_decode
 
     def step(at: int, *expected: str) -> tuple[str, int]:
         found = _MARK.match(text, at)
@@ -254,37 +273,35 @@ def _parse(text: str, path: Path, take: Callable[[Any, int, int], None]) -> dict
             raise json.JSONDecodeError("Extra data", text, at)
 
     if (first := _MARK.match(text)) and first[1] == "[":
-        raise ValueError(f"{path}: holds a list; expected a COCO annotation file with `images` and `categories`")
-    try:
+        raise UserError(f"{path}: holds a list; expected a COCO annotation file with `images` and `categories`")
+    with understood(path, "a COCO annotation file; restore it"):
         return dict(members())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: is no JSON ({error}); restore the file") from error
 
 
 def _categories(content: dict[str, Any], path: Path) -> dict[int, str]:
     """Category id -> name, ascending."""
     categories = content.get("categories")
-    if not categories:
-        raise ValueError(f"{path}: lists no categories; expected a COCO annotation file with `categories`")
-    pairs = sorted((_field(c, "id", int, path), _field(c, "name", str, path)) for c in categories)
+    if not categories or not isinstance(categories, list):
+        raise UserError(f"{path}: lists no categories; expected a COCO annotation file with `categories`")
+    pairs = sorted((_field(c, "id", int, path), class_name(_field(c, "name", str, path))) for c in categories)
     _check_once((number for number, _ in pairs), "categories have the id", path)
     _check_once((name for _, name in pairs), "categories have the name", path)
     return dict(pairs)
 
 
 def _check_once(values: Iterable[Hashable], what: str, path: Path) -> None:
-    """Raise ValueError if a value stands there twice."""
+    """Raise UserError if a value stands there twice."""
     value, count = next(iter(Counter(values).most_common(1)), (None, 0))
     if count > 1:
-        raise ValueError(f"{path}: {count} {what} {value!r}; expected each once: number them anew, or merge them")
+        raise UserError(f"{path}: {count} {what} {value!r}; expected each once: number them anew, or merge them")
 
 
 def _field(record: Any, name: str, kind: type, path: Path) -> Any:
     """A field of an entry, an ``int`` or a ``str``."""
     if not isinstance(record, dict) or name not in record:
-        raise ValueError(f"{path}: an entry without {name!r}: {json.dumps(record)[:200]}")
+        raise UserError(f"{path}: an entry without {name!r}: {record!r:.200}")
     value = record[name]
     if type(value) is not kind:
         expected = "a whole number" if kind is int else "a text"
-        raise ValueError(f"{path}: {name} is {value!r}; expected {expected}: {json.dumps(record)[:200]}")
+        raise UserError(f"{path}: {name} is {value!r:.100}; expected {expected}: {record!r:.200}")
     return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,15 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from bestie_pl.data.coco import read_categories, read_index
-from bestie_pl.data.files import Packed, check_unique, read_text, require_folder
+from bestie_pl.data.files import Packed, as_it_looks, below, check_unique, read_text, require_folder
 from bestie_pl.data.formats.cues import read_cues
-from bestie_pl.data.formats.images import IMAGE_SUFFIXES
+from bestie_pl.data.formats.images import IMAGE_SUFFIXES, ImageFiles
 from bestie_pl.data.formats.points import PointSet, image_name, read_points
 from bestie_pl.data.formats.tags import read_tags
-from bestie_pl.data.formats.truth import COCOTruth, Truth
+from bestie_pl.data.formats.truth import COCOTruth
 from bestie_pl.data.module import InstanceDataModule, Stage
 from bestie_pl.data.samples import Split
+from bestie_pl.errors import UserError, expected_one_of
 from bestie_pl.structures import Cues
 
 MIXED = "with recipe: release all training images need points; add them, or use recipe: paper"
@@ -42,9 +43,9 @@ class FolderDataModule(InstanceDataModule):
                                                                 }
 
     ``image`` is a file below ``images``, with or without its suffix. Several tags of an image stand between semicolons;
-    in a file without any semicolon, between blanks. Every other column of the second form is a class, 1 where the image
-    holds it; columns that are no class have to be named in ``ignored_columns``. ``split`` may be left out where splits
-    are text files.
+    in a file without any semicolon, between commas; without these too, between blanks. Every other column of the second
+    form is a class, 1 where the image holds it; columns that are no class have to be named in ``ignored_columns``.
+    ``split`` may be left out where splits are text files.
 
     **Classes** are all names in the file of tags, sorted; ``class_names`` gives another order, or more classes. Numbers
     in semantic maps and text files count in this order.
@@ -119,7 +120,7 @@ class FolderDataModule(InstanceDataModule):
     def setup(self, stage: str) -> None:
         """See ``InstanceDataModule``."""
         if stage in ("validate", "test") and not self.has_truth:
-            raise ValueError(
+            raise UserError(
                 f"{stage} needs ground truth; give annotations, a COCO file with the images' true instances"
             )
         super().setup(stage)
@@ -132,7 +133,7 @@ class FolderDataModule(InstanceDataModule):
         folder = require_folder(self.images_dir, "the images; give root and images")
         training, points, mixed = stage == "train", None, False
         if training and self.supervision == "points" and self.points is None:
-            raise ValueError(NO_POINTS)
+            raise UserError(NO_POINTS)
         split = self.splits[stage]
         rows = self._rows(split)
         files = self._files(folder, rows)
@@ -144,7 +145,7 @@ class FolderDataModule(InstanceDataModule):
                 mixed = self._is_mixed(self.points, names, points)
         return Split(
             names=packed,
-            images=Packed(os.path.join(folder, file) for file in files),
+            images=ImageFiles(folder, Packed(files)),
             tags=self.table.dense(rows),
             semantic_dir=self.semantic_dir if training and self.semantic_source == "folder" else None,
             cues_dir=self.cues_dir if points is None or mixed else None,
@@ -158,8 +159,8 @@ class FolderDataModule(InstanceDataModule):
         table = self.table
         if not split.endswith(".txt"):
             if split not in table.splits:
-                known = f"; there are {', '.join(table.splits)}" if table.splits else "; it names none"
-                raise ValueError(
+                known = f"; {expected_one_of(split, table.splits)}" if table.splits else "; it names none"
+                raise UserError(
                     f"{table.path}: no image of the split {split!r}{known}: add a column or key `split`, or name a "
                     "text file of image names (.txt)"
                 )
@@ -174,7 +175,7 @@ class FolderDataModule(InstanceDataModule):
         rows = [row_of.get(name, -1) for name in listed]
         if not rows or -1 in rows:
             missing = f"the image {listed[rows.index(-1)]} is not in {table.path}" if rows else "names no image"
-            raise ValueError(f"{path}: {missing}; expected images of the file of tags, one a line")
+            raise UserError(f"{path}: {missing}; expected images of the file of tags, one a line")
         return torch.tensor(rows, dtype=torch.int64)
 
     def _files(self, folder: Path, rows: Tensor) -> list[str]:
@@ -182,11 +183,11 @@ class FolderDataModule(InstanceDataModule):
         table = self.table
         listed = list(table.files)
         files = [listed[row] for row in rows.tolist()]
-        if wanted := {file for file in files if not _has_suffix(file)}:
+        if wanted := {image_name(file) for file in files if not _has_suffix(file)}:
             found: dict[str, str] = {}
             for name, file in _images_below(folder):
                 if name in wanted and found.setdefault(name, file) != file:
-                    raise ValueError(
+                    raise UserError(
                         f"{table.path}: {name} may be {found[name]} or {file} in {folder}; give it with its suffix"
                     )
             if missing := wanted - found.keys():
@@ -194,7 +195,7 @@ class FolderDataModule(InstanceDataModule):
                     f"no such image: {folder / min(missing)}, with any of {', '.join(IMAGE_SUFFIXES)}; {table.path} "
                     "lists it"
                 )
-            files = [found.get(file, file) for file in files]
+            files = [file if _has_suffix(file) else found[image_name(file)] for file in files]
         return files
 
     def _points(self, path: Path, names: list[str], packed: Packed) -> TablePoints | TextPoints:
@@ -214,65 +215,40 @@ class FolderDataModule(InstanceDataModule):
         if all(pointed):
             return False
         if not any(pointed):
-            raise ValueError(
+            raise UserError(
                 f"{path}: no points of any training image, such as {names[0]}; name images as below {self.images_dir}"
             )
         if self.recipe == "release":  # which knows nothing of the kind
-            raise ValueError(f"{path}: no points of the training image {names[pointed.index(False)]}; {MIXED}")
+            raise UserError(f"{path}: no points of the training image {names[pointed.index(False)]}; {MIXED}")
         cues = f" and cues in {self.cues_dir}" if self.cues_dir else ""
         rank_zero_info(f"{sum(pointed)} of {len(names)} training images have points; the others have tags{cues}.")
         return True
 
-    def _truth(self, split: str, names: list[str]) -> FolderTruth:
+    def _truth(self, split: str, names: list[str]) -> COCOTruth:
         if self.annotations is None:
-            raise ValueError(f"the split {split} needs ground truth; give annotations, a COCO file with true instances")
+            raise UserError(f"the split {split} needs ground truth; give annotations, a COCO file with true instances")
         path = self.root / self.annotations.replace("{split}", split.removesuffix(".txt"))
         categories = read_categories(path)
         index = read_index(path, tuple(categories), keep_masks=True)
         assert index.annotations is not None  # they were asked for
         row_of = {name: row for row, name in enumerate(index.names)}
         if missing := next((name for name in names if name not in row_of), None):
-            raise ValueError(
+            raise UserError(
                 f"{path}: no image {missing} of the split {split} in `images`; annotate it, or leave it out"
             )
         rows = torch.tensor([row_of[name] for name in names], dtype=torch.int64)
         number_of = {name: number for number, name in enumerate(self.class_names)}
         classes = [number_of.get(name, -1) for name in categories.values()]
-        used = index.tags[rows].any(0).tolist()
-        for name, number, is_used in zip(categories.values(), classes, used, strict=True):
-            if is_used and number < 0:
-                raise ValueError(
-                    f"{path}: annotations of the category {name!r}; expected one of {', '.join(self.class_names)}: "
-                    "correct it, or give all class_names"
+        own = torch.zeros(len(index.names), dtype=torch.bool)
+        own[rows] = True
+        used = set(index.tag_class[own[index.tag_row]].tolist())
+        for k, (name, number) in enumerate(zip(categories.values(), classes, strict=True)):
+            if k in used and number < 0:
+                raise UserError(
+                    f"{path}: annotations of the category {name!r}; {expected_one_of(name, self.class_names)}: correct "
+                    "it, or give all class_names"
                 )
-        return FolderTruth(COCOTruth(index.annotations, index.sizes, path), rows, torch.tensor(classes))
-
-
-@dataclass(frozen=True)
-class FolderTruth:
-    """The ground truth of some of a COCO file's images, with classes of the data set. See ``TruthReader``.
-
-    Args:
-        source: Of the whole file, with classes numbered by category.
-        rows: (N,) int64, entry of the file of each image.
-        classes: (K,) int64, class of each category, -1 for those that do not occur.
-    """
-
-    source: COCOTruth
-    rows: Tensor
-    classes: Tensor
-
-    def known(self, index: int) -> bool:
-        """See ``TruthReader``."""
-        return True
-
-    def __call__(self, index: int, size: tuple[int, int]) -> Truth:
-        """See ``TruthReader``."""
-        instances, semantic = self.source(int(self.rows[index]), size)
-        values = torch.arange(256, dtype=torch.uint8)  # background and 255 stay
-        values[1 : len(self.classes) + 1] = (self.classes + 1).to(torch.uint8)
-        classes = self.classes[instances.classes]
-        return Truth(replace(instances, classes=classes), values[semantic.long()])
+        return COCOTruth(index.annotations, index.sizes, path, rows, torch.tensor(classes))
 
 
 @dataclass(frozen=True)
@@ -299,7 +275,7 @@ class TablePoints:
         where = f"{points.path}: image {points.files[row]!r}"
         height, width = points.sizes[row].tolist()
         if height and (height, width) != size:
-            raise ValueError(
+            raise UserError(
                 f"{where}: {width} x {height} px (width x height) but its file is {size[1]} x {size[0]} (after turning "
                 "it as its EXIF orientation says); set the points on the stored image"
             )
@@ -308,7 +284,7 @@ class TablePoints:
         outside = (yx >= limit).any(1)
         if outside.any():
             k = int(outside.nonzero()[0, 0])
-            raise ValueError(
+            raise UserError(
                 f"{where}, point {k + 1}: x={yx[k, 1]:g}, y={yx[k, 0]:g} is outside the {size[1]} x {size[0]} px image"
             )
         # a fraction past the centre of the last pixel still belongs to that pixel
@@ -331,12 +307,15 @@ class TextPoints:
 
     def pointed(self) -> list[bool]:
         """Whether each image has a file."""
-        return [os.path.isfile(os.path.join(self.folder, f"{name}.txt")) for name in self.names]
+        return [self._file(name).is_file() for name in self.names]
 
     def __call__(self, index: int, size: tuple[int, int]) -> Cues | None:
         """See ``PointReader``."""
-        path = self.folder / f"{self.names[index]}.txt"
+        path = self._file(self.names[index])
         return read_cues(path, size, self.num_classes) if path.is_file() else None
+
+    def _file(self, name: str) -> Path:
+        return as_it_looks(below(self.folder, f"{name}.txt"))
 
 
 def _has_suffix(file: str) -> bool:
@@ -344,11 +323,11 @@ def _has_suffix(file: str) -> bool:
 
 
 def _images_below(folder: Path) -> Iterator[tuple[str, str]]:
-    """Name and file, relative to ``folder``, of each image in it and its subfolders."""
-    for where, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        below = os.path.relpath(where, folder)
+    """Name and file, relative to ``folder``, of each image in it and its subfolders; hidden ones are none."""
+    for where, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        below_it = os.path.relpath(where, folder)
         for file in sorted(files):
-            if _has_suffix(file):
-                path = file if below == "." else f"{below.replace(os.sep, '/')}/{file}"
+            if _has_suffix(file) and not file.startswith("."):
+                path = file if below_it == "." else f"{below_it.replace(os.sep, '/')}/{file}"
                 yield image_name(path), path

@@ -17,11 +17,14 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from bestie_pl.data.augmentation import Augmentation
-from bestie_pl.data.files import Packed, check_unique, require_folder
-from bestie_pl.data.formats.images import IMAGE_SUFFIXES
+from bestie_pl.data.files import Packed, check_unique, is_hidden, require_folder
+from bestie_pl.data.formats.classes import alike, check_class_names
+from bestie_pl.data.formats.images import IMAGE_SUFFIXES, ImageFiles
+from bestie_pl.data.formats.points import image_name
 from bestie_pl.data.formats.predictions import LABEL_THRESHOLD, REMEDY
 from bestie_pl.data.samplers import EvaluationSampler, TrainingSampler, repeat_factors
 from bestie_pl.data.samples import STRIDE, EvaluationSamples, Sample, Split, TrainingSamples, collate
+from bestie_pl.errors import UserError
 from bestie_pl.ops.labels import pseudo_labels
 from bestie_pl.recipe import RULES, Recipe
 from bestie_pl.structures import Batch, Geometry, Supervision
@@ -116,7 +119,9 @@ class InstanceDataModule(pl.LightningDataModule):
                 f"with supervision {supervision} and semantic_source {semantic_source}"
             )
         self.root = Path(root)
-        self.class_names = tuple(class_names)
+        self.class_names = check_class_names(class_names)
+        for group in alike(self.class_names):
+            rank_zero_warn(f"Class names that differ by little: {', '.join(group)}; is it one class?")
         self.supervision: Supervision = supervision
         self.semantic_source: SemanticSource = semantic_source
         self.recipe: Recipe = recipe
@@ -318,12 +323,14 @@ class InstanceDataModule(pl.LightningDataModule):
         if self.tags_only:
             raise ValueError("the images of predict_images have no tags, and cues need them; choose a split with tags")
         folder = require_folder(self.predict_images, "images to predict")
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        paths = sorted(path for path in found if not is_hidden(path, folder))
         if not paths:
-            raise ValueError(f"{folder}: no image in it; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
-        names = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
+            raise UserError(f"{folder}: no image in it; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
+        files = [path.relative_to(folder).as_posix() for path in paths]
+        names = [image_name(file) for file in files]
         check_unique(folder, names)
-        return Split(Packed(names), Packed(str(path) for path in paths))
+        return Split(Packed(names), ImageFiles(folder, Packed(files)))
 
     def _evaluation_loader(self, stage: Stage) -> DataLoader[Sample]:
         dataset = cast(EvaluationSamples, self.datasets[stage])

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from bestie_pl.data import release
-from bestie_pl.data.files import Packed
+from bestie_pl.data.files import Packed, as_it_looks, below
 from bestie_pl.data.formats.cues import read_cues
 from bestie_pl.data.formats.images import open_image
 from bestie_pl.data.formats.maps import read_semantic
@@ -77,7 +77,7 @@ class Split:
         cues = None if self.points is None else self.points(index, size)
         pointed = cues is not None if self.mixed else None
         if cues is None and self.cues_dir is not None:
-            cues = read_cues(self.cues_dir / f"{self.names[index]}.txt", size, num_classes)
+            cues = read_cues(below(self.cues_dir, f"{self.names[index]}.txt"), size, num_classes)
         return cues if cues is not None else Cues.empty(), pointed
 
 
@@ -169,7 +169,7 @@ class TrainingSamples(Dataset[Sample]):
         elif self.read_instances:
             true_instances = IdMap(torch.zeros(size, dtype=torch.int32), torch.zeros(0, dtype=torch.int64))
         if split.semantic_dir is not None:
-            semantic = read_semantic(split.semantic_dir / f"{name}.png", size, num_classes)
+            semantic = read_semantic(below(split.semantic_dir, f"{name}.png"), size, num_classes)
         if self.labels_from is not None:
             ids, classes, _ = read_predictions(
                 self.labels_from, name, size, self.class_names, tags=tags, least_score=self.label_threshold
@@ -230,7 +230,7 @@ class EvaluationSamples(Dataset[Sample]):
         elif truth is not None:
             tags[truth.instances.classes] = True
         cues = split.points(index, size) if split.points is not None else None
-        if split.cues_dir is not None and (path := split.cues_dir / f"{name}.txt").is_file():
+        if split.cues_dir is not None and (path := as_it_looks(below(split.cues_dir, f"{name}.txt"))).is_file():
             cues = read_cues(path, size, self.num_classes)
         sample = Sample(
             name,

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
-from xml.etree import ElementTree
 
 import torch
 from torch import Tensor
 
-from bestie_pl.data.files import Packed, read_names, read_text, require_folder
+from bestie_pl.data.files import Packed, as_it_looks, below, read_names, read_text, read_xml, require_folder
+from bestie_pl.data.formats.classes import check_class_names, class_name
 from bestie_pl.data.formats.images import ImageFiles
 from bestie_pl.data.formats.tags import read_tag_list
 from bestie_pl.data.formats.truth import VOCTruth
 from bestie_pl.data.module import InstanceDataModule, Stage
 from bestie_pl.data.samples import Split
+from bestie_pl.errors import UserError, expected_one_of
 
 T = TypeVar("T")
 
@@ -131,7 +132,7 @@ class VOCDataModule(InstanceDataModule):
         """(N, C) bool from the first source that there is; None if there is none and they are not required."""
         listed = self._tag_list(split)
         main = self.root / "ImageSets" / "Main"
-        flags = [main / f"{name}_{split}.txt" for name in self.class_names]
+        flags = [below(main, f"{name}_{split}.txt") for name in self.class_names]
         annotations = self.root / "Annotations"
         if listed.is_file():
             tagged, tags = read_tag_list(listed, self.num_classes)
@@ -142,8 +143,9 @@ class VOCDataModule(InstanceDataModule):
         if all(path.is_file() for path in flags):
             columns = [_class_flags(path) for path in flags]
             return torch.tensor([[_listed(c, n, p) for c, p in zip(columns, flags, strict=True)] for n in names])
-        if annotations.is_dir() and (required or (annotations / f"{names[0]}.xml").is_file()):
-            return torch.stack([self._tags_of_objects(annotations / f"{name}.xml") for name in names])
+        files = [as_it_looks(below(annotations, f"{name}.xml")) for name in names] if annotations.is_dir() else []
+        if files and (required or files[0].is_file()):
+            return torch.stack([self._tags_of_objects(path) for path in files])
         if required:
             raise FileNotFoundError(
                 f"no tags of the split {split!r}: expected {listed} (lines `ID class class ...`), {flags[0]} and the "
@@ -153,16 +155,13 @@ class VOCDataModule(InstanceDataModule):
 
     def _tags_of_objects(self, path: Path) -> Tensor:
         row = torch.zeros(self.num_classes, dtype=torch.bool)
-        try:
-            tree = ElementTree.fromstring(read_text(path, "the image's annotation, for its tags"))
-        except ElementTree.ParseError as error:
-            raise ValueError(f"{path}: is no XML ({error}); restore it") from error
+        tree = read_xml(path, "the image's annotation, for its tags")
         for element in tree.iterfind("object/name"):
-            name = (element.text or "").strip()
+            name = class_name(element.text or "")
             if name not in self.class_names:
-                raise ValueError(
-                    f"{path}: unknown class {name!r}; expected one of {', '.join(self.class_names)}: correct the file, "
-                    "or give class_names"
+                raise UserError(
+                    f"{path}: unknown class {name!r}; {expected_one_of(name, self.class_names)}: correct the file, or "
+                    "give class_names"
                 )
             row[self.class_names.index(name)] = True
         return row
@@ -170,10 +169,8 @@ class VOCDataModule(InstanceDataModule):
 
 def _class_list(path: Path) -> list[str]:
     """One class name a line."""
-    names = [line.strip() for line in read_text(path, "one class name a line").splitlines() if line.strip()]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"{path}: expected one class name a line, each once; found {names}")
-    return names
+    names = [line for line in read_text(path, "one class name a line").splitlines() if line.strip()]
+    return list(check_class_names(names, str(path)))
 
 
 def _class_flags(path: Path) -> dict[str, bool]:
@@ -184,12 +181,12 @@ def _class_flags(path: Path) -> dict[str, bool]:
         if not fields:
             continue
         if len(fields) != 2 or fields[1] not in ("1", "0", "-1"):
-            raise ValueError(f"{path} line {number}: found {line.strip()!r}; expected an image name and 1, 0 or -1")
+            raise UserError(f"{path} line {number}: found {line.strip()!r}; expected an image name and 1, 0 or -1")
         flags[fields[0]] = fields[1] != "-1"
     return flags
 
 
 def _listed(table: dict[str, T], name: str, path: Path) -> T:
     if name not in table:
-        raise ValueError(f"{path}: the image {name} of the split is missing; add its line")
+        raise UserError(f"{path}: the image {name} of the split is missing; add its line")
     return table[name]

@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from bestie_pl.errors import UserError
+
 if TYPE_CHECKING:  # `bestie-pl convert --help` answers without torch
     from torch import Tensor
 
@@ -97,14 +99,14 @@ def main(args: list[str]) -> int:
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: See ``convert``; or the output is the input or a folder.
+        UserError: See ``convert``; or the output is the input or a folder.
     """
     options = _parser().parse_args(args)
     source, output = Path(options.input), Path(options.output)
     if output.exists() and source.exists() and output.samefile(source):
-        raise ValueError(f"--output is the file to convert, {source}; give another path")
+        raise UserError(f"--output is the file to convert, {source}; give another path")
     if output.is_dir():
-        raise ValueError(f"--output is a folder, {output}; give the path of the checkpoint to write in it")
+        raise UserError(f"--output is a folder, {output}; give the path of the checkpoint to write in it")
     names = None if options.classes is None else _read_names(Path(options.classes))
     result = convert(source, network=options.network, class_names=names, supervision=options.supervision)
     save(result.module, output)
@@ -129,14 +131,14 @@ def convert(
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: No file of tensors, an unknown network, tensors that are missing, unknown, of another shape or
+        UserError: No file of tensors, an unknown network, tensors that are missing, unknown, of another shape or
             different under two names, or another number of class names.
     """
     from bestie_pl.models.tensor_file import differences, read_file, split_content
 
     content = read_file(path)
     if isinstance(content, dict) and "pytorch-lightning_version" in content:
-        raise ValueError(f"{path} is a Lightning checkpoint already; convert is for files of the authors' release")
+        raise UserError(f"{path} is a Lightning checkpoint already; convert is for files of the authors' release")
     tensors, beside = split_content(content, path)
     network = network or _recognize(tensors, path)
     layout = LAYOUTS[network]
@@ -151,7 +153,7 @@ def convert(
     unknown = [name for name, reason in unused.items() if not reason]
     wanted = {name: state[key] for name, key in ours.items()}
     if problems := differences(used, wanted, unknown):
-        raise ValueError(f"{path} does not fit the release's {network}: {problems}. Nothing was written")
+        raise UserError(f"{path} does not fit the release's {network}: {problems}. Nothing was written")
     module.model.load_state_dict({ours[name]: value for name, value in used.items()})
     unused |= {name: OPTIMIZER if name.startswith("optim") else BESIDE for name in beside}
     return Conversion(module, network, tuple(used), {name: _describe(name, unused, beside) for name in unused})
@@ -222,11 +224,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _read_names(path: Path) -> list[str]:
     from bestie_pl.data.files import read_text
+    from bestie_pl.data.formats.classes import check_class_names
 
-    names = [line.strip() for line in read_text(path, "a class name a line").splitlines() if line.strip()]
-    if len(set(names)) < len(names):
-        raise ValueError(f"{path}: a class name stands twice; expected each once: {', '.join(names)}")
-    return names
+    lines = [line for line in read_text(path, "a class name a line").splitlines() if line.strip()]
+    return list(check_class_names(lines, str(path)))
 
 
 def _recognize(tensors: Mapping[str, Tensor], path: Path) -> str:
@@ -234,7 +235,7 @@ def _recognize(tensors: Mapping[str, Tensor], path: Path) -> str:
         name, shape = layout.mark
         if name in tensors and tensors[name].shape == shape:
             return network
-    raise ValueError(
+    raise UserError(
         f"{path}: its {len(tensors)} tensors ({', '.join(list(tensors)[:4])}, ...) are those of no network of the "
         f"release; give --network ({', '.join(LAYOUTS)}) to see what is missing"
     )
@@ -263,7 +264,7 @@ def _make_module(
     if names is None and num_classes == len(VOC_CLASSES):
         names = list(VOC_CLASSES)
     if names is not None and len(names) != num_classes:
-        raise ValueError(f"{path} has {num_classes} classes, and {len(names)} class names were given: one a class")
+        raise UserError(f"{path} has {num_classes} classes, and {len(names)} class names were given: one a class")
     # without backbone_weights: a training that goes on from here would overwrite what was converted
     if layout.decoder is not None:
         return BestieModule(
@@ -278,7 +279,7 @@ def _make_module(
             optimization=Optimization(warmup_steps=2000),
         )
     if supervision == "points":
-        raise ValueError(f"{path} is the classifier, which learns from tags; leave out --supervision points")
+        raise UserError(f"{path} is the classifier, which learns from tags; leave out --supervision points")
     return PeakAttentionModule(
         num_classes,
         names,
@@ -295,7 +296,7 @@ def _check_aliases(tensors: Mapping[str, Tensor], path: Path) -> None:
         for kind in ("weight", "bias"):
             first, second = tensors.get(f"{name}.{kind}"), tensors.get(f"{alias}.{kind}")
             if first is not None and second is not None and not first.equal(second):
-                raise ValueError(
+                raise UserError(
                     f"{path}: {alias}.{kind} and {name}.{kind} are two names of one tensor, but differ; take out one"
                 )
 

@@ -17,8 +17,10 @@ from tqdm import tqdm  # type: ignore[import-untyped]  # a requirement of Lightn
 from bestie_pl.cli.lightning import BestieParser, data_parser, read_data_module
 from bestie_pl.data.check import READ_ERRORS, CheckedImages, ImageFacts, Problem
 from bestie_pl.data.files import write_text
+from bestie_pl.data.formats.classes import alike
 from bestie_pl.data.module import InstanceDataModule
 from bestie_pl.data.samples import EvaluationSamples, TrainingSamples
+from bestie_pl.errors import UserError
 
 HELP = """usage: bestie-pl data check --config CONFIG [--data.* ...] [--workers N] [--json FILE]
 
@@ -48,12 +50,12 @@ def main(args: list[str]) -> int:
         print(HELP)
         return 0
     if args[0] != "check":
-        raise ValueError(f"unknown command {args[0]!r} of `bestie-pl data`; expected check")
+        raise UserError(f"unknown command {args[0]!r} of `bestie-pl data`; expected check")
     data, options = read_data_module(_parser(), args[1:])
     if not isinstance(data, InstanceDataModule):
-        raise ValueError(f"data must be an InstanceDataModule, whose splits can be read; got {type(data).__name__}")
+        raise UserError(f"data must be an InstanceDataModule, whose splits can be read; got {type(data).__name__}")
     if options.workers < 0:
-        raise ValueError(f"--workers must be 0 or more, got {options.workers}")
+        raise UserError(f"--workers must be 0 or more, got {options.workers}")
     check = DataCheck(data)
     check.run(options.workers)
     # names of files need not be UTF-8
@@ -130,6 +132,9 @@ class DataCheck:
 
     def run(self, workers: int) -> None:
         """Read everything, with a progress bar where the output is a terminal."""
+        for group in alike(self.data.class_names):
+            message = f"{', '.join(group)}; is it one class? Write it in one way"
+            self._find("", "", Problem("class names that differ by little", message, error=False))
         for stage, images in self._splits():
             summary = self.summaries[stage] = SplitSummary()
             # one image is one item: nothing to collate
@@ -156,7 +161,7 @@ class DataCheck:
             for kind, count in counts.items():
                 yield f"{word}: {kind} ({count})"
                 found = [f for f in self.findings if f.kind == kind and f.error == error]
-                yield from (f"  {finding.split}: {finding.message}" for finding in found[:SHOWN])
+                yield from (f"  {f.split or 'classes'}: {f.message}" for f in found[:SHOWN])
                 if count > SHOWN:
                     yield f"  ... and {count - SHOWN} more; --json FILE lists all"
         errors = sum(finding.error for finding in self.findings)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from bestie_pl.data.coco import COCOIndex, read_categories, read_index
-from bestie_pl.data.files import require_folder, write_text
+from bestie_pl.data.files import below, require_folder, write_text
 from bestie_pl.data.formats.predictions import read_rows
+from bestie_pl.errors import UserError, expected_one_of
 
 REMEDY = "predict all images of the annotation file first"
 
@@ -20,7 +21,7 @@ def main(args: list[str]) -> int:
 
     Raises:
         FileNotFoundError: No such folder or file, or an image without predictions.
-        ValueError: The annotation file has not COCO's layout; or see ``collect``.
+        UserError: The annotation file has not COCO's layout; or see ``collect``.
     """
     options = _parser().parse_args(args)
     folder, annotations = Path(options.predictions), Path(options.annotations)
@@ -49,10 +50,10 @@ def collect(folder: Path, index: COCOIndex, categories: Mapping[str, int]) -> li
 
     Raises:
         FileNotFoundError: An image has no file; an image without instances has one with an empty list.
-        ValueError: A file is broken, its masks have another size than the image, or a class is no category; or there
+        UserError: A file is broken, its masks have another size than the image, or a class is no category; or there
             is no instance at all, which ``loadRes`` does not take.
     """
-    if missing := [name for name in index.names if not (folder / f"{name}.json").is_file()]:
+    if missing := [name for name in index.names if not below(folder, f"{name}.json").is_file()]:
         raise FileNotFoundError(
             f"{folder}: {len(missing)} of {len(index.names)} images lack predictions, first {missing[0]}.json; {REMEDY}"
         )
@@ -60,12 +61,12 @@ def collect(folder: Path, index: COCOIndex, categories: Mapping[str, int]) -> li
     for name, image_id, (height, width) in zip(
         index.names, index.image_ids.tolist(), index.sizes.tolist(), strict=True
     ):
-        path = folder / f"{name}.json"
+        path = below(folder, f"{name}.json")
         for label, score, code in read_rows(path, (height, width), REMEDY):
             if label not in categories:
-                raise ValueError(
-                    f"{path}: class {label!r} is no category of the annotation file "
-                    f"({', '.join(list(categories)[:4])}, ...); predict with a network whose classes have these names"
+                raise UserError(
+                    f"{path}: class {label!r} is no category of the annotation file; "
+                    f"{expected_one_of(label, categories)}: predict with a network whose classes have these names"
                 )
             results.append(
                 {
@@ -76,7 +77,7 @@ def collect(folder: Path, index: COCOIndex, categories: Mapping[str, int]) -> li
                 }
             )
     if not results:
-        raise ValueError(
+        raise UserError(
             f"{folder}: no instance in any of {len(index.names)} images; lower test_threshold, or train more"
         )
     return results

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from bestie_pl.errors import UserError
 
 if TYPE_CHECKING:  # `bestie-pl points --help` answers without torch
     from bestie_pl.data.annotation_tools.marked import MarkedImage
@@ -25,14 +28,16 @@ def main(args: list[str]) -> int:
 
     Raises:
         FileNotFoundError: No such file, or an image that is not in ``--images``.
-        ValueError: Names file, image and field of what is wrong.
+        UserError: Names file, image and field of what is wrong.
     """
     options = _parser().parse_args(args)
     from bestie_pl.data.annotation_tools.readers import read_marked
     from bestie_pl.data.files import write_text
+    from bestie_pl.data.formats.classes import alike
     from bestie_pl.data.formats.points import tag_csv, to_json, write_release
 
-    marked = read_marked([Path(path) for path in options.inputs], options.source)
+    config = None if options.label_config is None else Path(options.label_config)
+    marked = read_marked([Path(path) for path in options.inputs], options.source, config)
     if options.images is not None:
         _match(marked.images, Path(options.images))
     points = marked.points(Path(options.inputs[0]), options.classes)
@@ -44,6 +49,8 @@ def main(args: list[str]) -> int:
     if options.tags is not None:
         write_text(Path(options.tags), tag_csv(points, (image.tags for image in marked.images)))
     counts = points.classes.long().bincount(minlength=len(points.class_names)).tolist()
+    for group in alike(points.class_names):
+        print(f"class names that differ by little: {', '.join(group)}; is it one class?", file=sys.stderr)
     print(f"{len(points.classes)} points in {len(points)} images: {output}")
     for number, (name, count) in enumerate(zip(points.class_names, counts, strict=True)):
         print(f"  class {number}  {name}: {count}")
@@ -55,32 +62,25 @@ def _match(images: Iterable[MarkedImage], folder: Path) -> None:
 
     Leading folders that another computer had are left off. Sizes are those after turning as the EXIF orientation says.
     """
-    from PIL import Image
-
     from bestie_pl.data.files import require_folder
-    from bestie_pl.data.formats.images import IMAGE_SUFFIXES, find_image
+    from bestie_pl.data.formats.images import find_image, opened
 
     require_folder(folder, "the images; give it as --images")
     for image in images:
         parts = image.file.split("/")
         endings = ["/".join(parts[k:]) for k in range(len(parts))]
-        # some programs leave out the suffix
-        whole = image.file.lower().endswith(IMAGE_SUFFIXES)
-        paths = [folder / ending if whole else find_image(folder, ending) for ending in endings]
+        paths = (find_image(folder, ending) for ending in endings)  # some programs leave out the suffix
         path = next((path for path in paths if path.is_file()), None)
         if path is None:
             raise FileNotFoundError(
                 f"no such image: {folder / image.file}; expected the folder of the images in --images"
             )
         image.file = path.relative_to(folder).as_posix()
-        try:
-            with Image.open(path) as picture:
-                turned = picture.getexif().get(0x0112, 1) >= 5
-                size = picture.size if turned else picture.size[::-1]
-        except (OSError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{path}: cannot be read as an image ({error}); restore it") from error
+        with opened(path) as picture:
+            turned = picture.getexif().get(0x0112, 1) >= 5
+            size = picture.size if turned else picture.size[::-1]
         if image.size is not None and image.size != size:
-            raise ValueError(
+            raise UserError(
                 f"{path}: is {size[1]} x {size[0]} px (width x height, turned as its EXIF orientation says) "
                 f"but was {image.size[1]} x {image.size[0]} when it was annotated; use the annotated images"
             )
@@ -109,6 +109,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--images", metavar="FOLDER", help="find the images here, and compare their sizes with the files'"
+    )
+    parser.add_argument(
+        "--label-config",
+        metavar="FILE",
+        help="Label Studio's labelling configuration (XML): which of a task's images regions are on, if it has several",
     )
     parser.add_argument(
         "--tags",

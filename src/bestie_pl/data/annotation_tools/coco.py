@@ -8,14 +8,15 @@ from typing import Any
 from bestie_pl.data.annotation_tools.geometry import (
     Spot,
     box_center,
-    decode_runs,
-    mask_pixels,
+    coded_area,
     nearest_to_centroid,
     numbers,
-    polygon_pixels,
+    polygon_area,
 )
-from bestie_pl.data.annotation_tools.marked import Marked, MarkedImage, Object, field_of, parse_json, size_of
+from bestie_pl.data.annotation_tools.marked import Marked, MarkedImage, Object, field_of, label_of, size_of
+from bestie_pl.data.files import is_set, read_json
 from bestie_pl.data.formats.points import relative_file
+from bestie_pl.errors import UserError
 
 
 def read_coco(path: Path) -> Marked:
@@ -24,29 +25,32 @@ def read_coco(path: Path) -> Marked:
     The object's point is its keypoint, if the annotation has exactly one that is labelled; else a pixel of its
     segmentation, else the centre of its box. Annotations with ``iscrowd`` give a tag only.
     """
-    content = parse_json(path, "a COCO annotation file")
+    content = read_json(path, "a COCO annotation file")
     if not isinstance(content, dict) or not content.get("images") or not content.get("categories"):
-        raise ValueError(f"{path}: expected a COCO annotation file with `images`, `annotations` and `categories`")
-    names = {field_of(c, "id", f"{path}: categories"): str(c.get("name", c["id"])) for c in content["categories"]}
+        raise UserError(f"{path}: expected a COCO annotation file with `images`, `annotations` and `categories`")
+    names = {
+        field_of(c, "id", f"{path}: categories"): label_of(c.get("name", c["id"]), f"{path}: categories")
+        for c in content["categories"]
+    }
     if len(set(names.values())) < len(names):
-        raise ValueError(f"{path}: categories: two have the same name; rename one")
+        raise UserError(f"{path}: categories: two have the same name; rename one")
     images: dict[int, MarkedImage] = {}
     for entry in content["images"]:
         where = f"{path}: image {entry.get('file_name', entry.get('id'))!r}"
         size = size_of(entry, "height", "width", where)
         number = field_of(entry, "id", where)
         if number in images:
-            raise ValueError(f"{where}: id: {number} is another image's; ids must be unique")
+            raise UserError(f"{where}: id: {number} is another image's; ids must be unique")
         images[number] = MarkedImage(relative_file(str(field_of(entry, "file_name", where))), size, where)
     for annotation in content.get("annotations", ()):
         where = f"annotation {annotation.get('id')}"
         image, name = images.get(annotation.get("image_id", -1)), names.get(annotation.get("category_id", -1))
         if image is None or name is None:
-            raise ValueError(
+            raise UserError(
                 f"{path}: {where}: image_id {annotation.get('image_id')}, category_id {annotation.get('category_id')}; "
                 "expected those of an image and a category of the file"
             )
-        if annotation.get("iscrowd"):
+        if is_set(annotation.get("iscrowd"), f"{path}: {where}: iscrowd"):
             image.tags.add(name)
         else:
             where = f"{image.where}, {where}"
@@ -62,14 +66,13 @@ def _coco_spot(annotation: dict[str, Any], size: tuple[int, int] | None, where: 
         return labelled[0][0], labelled[0][1]
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, dict):
-        if size is None or list(segmentation.get("size", ())) != list(size):
-            raise ValueError(f"{where}: segmentation: of size {segmentation.get('size')}; the image's is {size}")
-        mask = decode_runs(segmentation.get("counts"), size, f"{where}: segmentation")
-        return nearest_to_centroid(mask_pixels(mask, size, where))
+        if size is None or segmentation.get("size") != list(size):
+            raise UserError(f"{where}: segmentation: of size {segmentation.get('size')!r:.50}; the image's is {size}")
+        return nearest_to_centroid(coded_area(segmentation.get("counts"), size, f"{where}: segmentation"))
     if segmentation:
-        return nearest_to_centroid(polygon_pixels(segmentation, size, f"{where}: segmentation"))
+        return nearest_to_centroid(polygon_area(segmentation, size, f"{where}: segmentation"))
     box = annotation.get("bbox")
     if not box:
-        raise ValueError(f"{where}: neither one labelled keypoint nor a segmentation nor a bbox [x, y, width, height]")
+        raise UserError(f"{where}: neither one labelled keypoint nor a segmentation nor a bbox [x, y, width, height]")
     x, y, width, height = numbers(box, 4, f"{where}: bbox")
     return box_center(x, y, width, height, size, f"{where}: bbox")

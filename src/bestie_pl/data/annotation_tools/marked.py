@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bestie_pl.data.annotation_tools.geometry import Pixels, Spot, nearest_to_centroid
-from bestie_pl.data.files import read_text
+from bestie_pl.data.annotation_tools.geometry import Area, Spot, nearest_to_centroid
+from bestie_pl.data.formats.classes import class_name
+from bestie_pl.data.formats.images import check_pixels
 from bestie_pl.data.formats.points import PointSet, PointSetBuilder
+from bestie_pl.errors import UserError
 
 
 class Object(NamedTuple):
@@ -57,13 +58,13 @@ class Marked:
 
 @dataclass(frozen=True)
 class Shape:
-    """A shape: where the object's point is, or which pixels it has. Shapes of one ``group`` mark one object."""
+    """A shape: where the object's point is, or its area. Shapes of one ``group`` mark one object."""
 
     label: str
     group: object
     where: str
     spot: Spot | None = None
-    pixels: Pixels | None = None
+    area: Area | None = None
 
 
 def add_shapes(image: MarkedImage, shapes: Iterable[Shape]) -> None:
@@ -74,39 +75,37 @@ def add_shapes(image: MarkedImage, shapes: Iterable[Shape]) -> None:
         groups.setdefault(key, []).append(shape)
     for parts in groups.values():
         spots = [part.spot for part in parts if part.spot is not None]
-        areas = [part.pixels for part in parts if part.pixels is not None]
+        areas = [part.area for part in parts if part.area is not None]
         label, where = parts[0].label, parts[0].where
         if len(spots) == 1:
             image.objects.append(Object(label, spots[0], where))
         elif areas and not spots:
             image.objects.append(Object(label, nearest_to_centroid(np.concatenate(areas)), where))
         else:
-            raise ValueError(
+            raise UserError(
                 f"{where}: the group {parts[0].group} of {label!r} has {len(spots)} points or boxes; expected one "
                 "object a group, with at most one of them: take the shapes out of the group"
             )
 
 
-def parse_json(path: Path, holds: str) -> Any:
-    """The content of a JSON file; ValueError, which says what it ``holds``, if it is none."""
-    try:
-        return json.loads(read_text(path, holds))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: is no JSON ({error}); expected {holds}") from error
+def label_of(value: object, where: str) -> str:
+    """The class name that a label gives; UserError if it is no text."""
+    if not isinstance(value, (str, int)) or isinstance(value, bool) or not class_name(str(value)):
+        raise UserError(f"{where}: label: {value!r:.100}; expected the name of a class: quote it if it is one")
+    return class_name(str(value))
 
 
 def field_of(record: Any, name: str, where: str) -> Any:
-    """A field of a JSON object; ValueError if there is none, or null."""
+    """A field of a JSON object; UserError if there is none, or null."""
     if not isinstance(record, dict) or record.get(name) is None:
-        raise ValueError(f"{where}: no {name}; found {json.dumps(record)[:200]}")
+        raise UserError(f"{where}: no {name}; found {record!r:.200}")
     return record[name]
 
 
 def size_of(record: dict[str, Any], height: str, width: str, where: str) -> tuple[int, int] | None:
-    """The image size (H, W) that two fields state, None if neither does; ValueError if they are no whole pixels."""
+    """The image size (H, W) that two fields state, None if neither does; UserError if no image can have it."""
     sides: list[Any] = [record.get(height), record.get(width)]
     if sides == [None, None]:
         return None
-    if not all(type(side) in (int, float) and side > 0 and float(side).is_integer() for side in sides):
-        raise ValueError(f"{where}: {height}, {width}: {sides[0]!r}, {sides[1]!r}; expected whole numbers of pixels")
-    return int(sides[0]), int(sides[1])
+    whole = [int(side) if type(side) is float and side.is_integer() else side for side in sides]
+    return check_pixels(whole[0], whole[1], f"{where}: {height}, {width}")

@@ -3,39 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from bestie_pl.data.annotation_tools.coco import read_coco
 from bestie_pl.data.annotation_tools.cvat import read_cvat
-from bestie_pl.data.annotation_tools.label_studio import read_label_studio
+from bestie_pl.data.annotation_tools.label_studio import read_label_config, read_label_studio
 from bestie_pl.data.annotation_tools.labelme import read_labelme
 from bestie_pl.data.annotation_tools.marked import Marked, MarkedImage, Object
+from bestie_pl.data.files import understood
 from bestie_pl.data.formats.points import read_points
+from bestie_pl.errors import UserError
 
 
-def read_marked(paths: Sequence[Path], source: str) -> Marked:
+def read_marked(paths: Sequence[Path], source: str, label_config: Path | None = None) -> Marked:
     """What one or several files of a format hold.
 
     Args:
         paths: Files; for ``labelme`` also folders.
         source: A key of ``READERS``.
+        label_config: For ``labelstudio``, the labelling configuration, where tasks hold several images.
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: Not of the format, or a shape that has no point; names file, image and field.
+        UserError: Not of the format, or a shape that has no point; names file, image and field.
     """
-    parts = [_read(path, source) for path in paths]
+    read = READERS[source]
+    if label_config is not None:
+        if source != "labelstudio":
+            raise UserError(
+                f"--label-config is Label Studio's labelling configuration; leave it out with --from {source}"
+            )
+        read = partial(read_label_studio, keys=read_label_config(label_config))
+    parts = []
+    for path in paths:
+        with understood(path, f"what --from {source} reads; export it again"):
+            parts.append(read(path))
     orders = [part.class_names for part in parts]
     if any(order != orders[0] for order in orders):
-        raise ValueError(f"{paths[0]} and other files have different categories; convert one after the other")
+        raise UserError(f"{paths[0]} and other files have different categories; convert one after the other")
     return Marked([image for part in parts for image in part.images], orders[0])
-
-
-def _read(path: Path, source: str) -> Marked:
-    try:
-        return READERS[source](path)
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: is not what --from {source} reads ({error!r}); export it again") from error
 
 
 def _read_own(path: Path) -> Marked:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from bestie_pl.data.files import read_text
+from bestie_pl.errors import UserError
 from bestie_pl.structures import Cues
 
 
@@ -20,7 +21,7 @@ def read_cues(path: Path, size: tuple[int, int], num_classes: int) -> Cues:
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: A line that is not four numbers, lies outside the image of ``size``, or has an unknown class.
+        UserError: A line that is not four numbers, lies outside the image of ``size``, or has an unknown class.
     """
     return cues_of_rows([parse_cue(line, size, num_classes) for line in cue_lines(path)])
 
@@ -46,21 +47,21 @@ def cue_lines(path: Path) -> list[Line]:
 
 
 def parse_cue(line: Line, size: tuple[int, int], num_classes: int) -> tuple[float, float, float, float]:
-    """y, x, class and confidence of one line ``x y class conf``; raises ValueError as ``read_cues`` does."""
+    """y, x, class and confidence of one line ``x y class conf``; raises UserError as ``read_cues`` does."""
     where, fields = line
     try:
         x, y, index, conf = (float(field) for field in fields)
     except ValueError:
-        raise ValueError(f"{where}: found {' '.join(fields)!r}; expected four numbers, `x y class conf`") from None
+        raise UserError(f"{where}: found {' '.join(fields)!r}; expected four numbers, `x y class conf`") from None
     for axis, value, limit, side in (("x", x, size[1], "wide"), ("y", y, size[0], "high")):
         if not 0 <= value < limit:
-            raise ValueError(
+            raise UserError(
                 f"{where}: {axis}={value:g} is outside the {limit} px {side} image; expected 0 <= {axis} < {limit}"
             )
     if not (index.is_integer() and 0 <= index < num_classes):
-        raise ValueError(f"{where}: class {fields[2]}; expected a whole number in 0..{num_classes - 1}")
+        raise UserError(f"{where}: class {fields[2]}; expected a whole number in 0..{num_classes - 1}")
     if not 0 <= conf <= 1 or math.isnan(conf):
-        raise ValueError(f"{where}: confidence {fields[3]}; expected a number in 0..1, 1 for a given point")
+        raise UserError(f"{where}: confidence {fields[3]}; expected a number in 0..1, 1 for a given point")
     # a fraction past the centre of the last pixel still belongs to that pixel
     return min(y, size[0] - 1), min(x, size[1] - 1), index, conf
 

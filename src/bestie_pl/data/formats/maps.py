@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from bestie_pl.data.files import in_one_move
-from bestie_pl.data.formats.images import GREY_16_BIT, check_size, load_image
+from bestie_pl.data.files import as_it_looks, below, in_one_move
+from bestie_pl.data.formats.images import GREY_16_BIT, check_size, load_image, opened
+from bestie_pl.errors import UserError
 from bestie_pl.structures import IGNORE
 
 LABEL_MODES = ("1", "L", "P", *GREY_16_BIT)
@@ -58,7 +60,7 @@ class MapFolder:
         background: Whether scores have a channel for background, the first one.
 
     Raises:
-        ValueError: ``source_classes`` are not the data set's classes.
+        UserError: ``source_classes`` are not the data set's classes.
     """
 
     folder: Path
@@ -69,7 +71,7 @@ class MapFolder:
     def __post_init__(self) -> None:
         if self.source_classes is not None and sorted(self.source_classes) != sorted(self.class_names):
             different = sorted(set(self.source_classes) ^ set(self.class_names))
-            raise ValueError(
+            raise UserError(
                 f"source_classes must be the classes of the data set in the order of {self.folder}; different: "
                 f"{', '.join(different) or 'a name given twice'}. The data set has {', '.join(self.class_names)}"
             )
@@ -85,25 +87,21 @@ class MapFolder:
 
         Raises:
             FileNotFoundError: There is neither ``NAME.png`` nor ``NAME.npy``.
-            ValueError: Not of the image's ``size`` (H, W), a value that is no class, another number of channels, or a
+            UserError: Not of the image's ``size`` (H, W), a value that is no class, another number of channels, or a
                 score that is no number.
         """
-        paths = [self.folder / f"{name}{suffix}" for suffix in SUFFIXES]
+        paths = [as_it_looks(below(self.folder, f"{name}{suffix}")) for suffix in SUFFIXES]
         path = next((path for path in paths if path.is_file()), None)
         if path is None:
             raise FileNotFoundError(f"no semantic map of the image {name}: neither {paths[0]} nor {paths[1]} exists")
         if path.suffix == ".png":
-            holds = "the image's semantic map: 0 background, c + 1 for class c, 255 ignore"
-            return self._classes(path, read_label_map(path, holds), size)
-        try:
-            values = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise ValueError(f"{path}: is no array of numbers ({error})") from error
+            return self._classes(path, read_label_map(path, SEMANTIC_MAP, size), size)
+        values = read_array(path)
         if values.ndim == 2 and np.issubdtype(values.dtype, np.integer):
             return self._classes(path, values, size)
         if values.ndim == 3 and np.issubdtype(values.dtype, np.floating):
             return self._scores(path, values, size)
-        raise ValueError(
+        raise UserError(
             f"{path}: an array of shape {values.shape} and type {values.dtype}; expected whole numbers (H, W) or "
             "floating-point scores (classes, H, W)"
         )
@@ -114,7 +112,7 @@ class MapFolder:
         wrong = (values < 0) | ((values > count) & (values != IGNORE))
         if wrong.any():
             y, x = (int(v[0]) for v in np.nonzero(wrong))
-            raise ValueError(
+            raise UserError(
                 f"{path}: value {values[y, x]} at y={y}, x={x}; expected 0 (background), 1..{count} (classes) or "
                 f"{IGNORE} (ignore)"
             )
@@ -127,30 +125,59 @@ class MapFolder:
         channels = len(self.class_names) + self.background
         if len(values) != channels:
             kind = "background and then one a class" if self.background else "one a class, none for background"
-            raise ValueError(f"{path}: {len(values)} channels; expected {channels}: {kind}")
+            raise UserError(f"{path}: {len(values)} channels; expected {channels}: {kind}")
         check_size(path, values.shape[1:], size)
         scores = torch.from_numpy(values.astype(np.float32))
         if not scores.isfinite().all():
-            raise ValueError(f"{path}: holds scores that are infinite or no numbers; make the file again")
+            raise UserError(f"{path}: holds scores that are infinite or no numbers; make the file again")
         first = torch.arange(int(self.background))
         return scores[torch.cat([first, self.order + int(self.background)])]
 
 
+def read_array(path: Path) -> NDArray[Any]:
+    """The array of a ``.npy`` file, mapped rather than read: its header may claim any shape, the file has its length.
+
+    Raises:
+        UserError: No such array, or objects, which only running code could make.
+    """
+    try:
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (PermissionError, MemoryError):
+        raise
+    except Exception as error:  # numpy meets damaged headers with a dozen classes, tokenize.TokenError among them
+        raise UserError(f"{path}: is no array of numbers ({error!s:.200}); make the file again") from error
+    if not isinstance(values, np.memmap):
+        raise UserError(f"{path}: is an archive of arrays; expected one array, as numpy.save writes it")
+    return values
+
+
 def read_if_present(folder: Path | None, name: str, size: tuple[int, int], class_names: Sequence[str]) -> Tensor | None:
     """The map ``NAME.png`` of a folder, None if there is no folder or no such file in it."""
-    if folder is None or not (folder / f"{name}.png").is_file():
+    if folder is None or not as_it_looks(below(folder, f"{name}.png")).is_file():
         return None
     return MapFolder(folder, tuple(class_names)).read(name, size)
 
 
-def read_label_map(path: Path, holds: str) -> NDArray[np.int32]:
-    """A grey or palette image as its numbers, (H, W): class or object numbers. Never turned, never converted."""
+def read_label_map(path: Path, holds: str, size: tuple[int, int] | None = None) -> NDArray[np.int32]:
+    """A grey or palette image as its numbers, (H, W): class or object numbers. Never turned, never converted.
+
+    Raises:
+        FileNotFoundError: No such file.
+        UserError: No image, a colour image, or not of the ``size`` (H, W) of its image.
+    """
+    path = as_it_looks(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}; expected {holds}")
-    image = load_image(path, turn=False)
+    image = load_image(path, turn=False, size=size)
     if image.mode not in LABEL_MODES:
-        raise ValueError(f"{path}: is a colour image (mode {image.mode}); expected {holds}, as a grey or palette PNG")
+        raise UserError(f"{path}: is a colour image (mode {image.mode}); expected {holds}, as a grey or palette PNG")
     return np.asarray(image).astype(np.int32)
+
+
+def holds_16_bits(path: Path) -> bool:
+    """Whether a map has more than 8 bits, so that 255 is a number like any other."""
+    with opened(path) as image:
+        return image.mode in GREY_16_BIT
 
 
 def read_semantic(path: Path, size: tuple[int, int], num_classes: int) -> Tensor:
@@ -158,20 +185,19 @@ def read_semantic(path: Path, size: tuple[int, int], num_classes: int) -> Tensor
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: Not of the image's ``size``, or a value that is no class.
+        UserError: Not of the image's ``size``, or a value that is no class.
     """
-    values = read_label_map(path, SEMANTIC_MAP)
-    check_size(path, values.shape, size)
+    values = read_label_map(path, SEMANTIC_MAP, size)
     check_classes(path, values, num_classes)
     return torch.from_numpy(values.astype(np.uint8))
 
 
 def check_classes(path: Path, values: NDArray[np.int32], num_classes: int) -> None:
-    """Raise ValueError unless all values of a semantic map are background, classes or ignore."""
+    """Raise UserError unless all values of a semantic map are background, classes or ignore."""
     wrong = (values < 0) | ((values > num_classes) & (values != IGNORE))
     if wrong.any():
         y, x = (int(v[0]) for v in np.nonzero(wrong))
-        raise ValueError(
+        raise UserError(
             f"{path}: value {values[y, x]} at y={y}, x={x}; expected 0 (background), 1..{num_classes} (classes) or "
             f"{IGNORE} (ignore): save class numbers, not colours, or give all class names"
         )

@@ -34,6 +34,7 @@ import csv
 import json
 import math
 import posixpath
+import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -45,8 +46,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bestie_pl.data.files import Packed, read_text, write_text
-from bestie_pl.data.formats.images import IMAGE_SUFFIXES
+from bestie_pl.data.files import (
+    Packed,
+    below,
+    csv_lines,
+    plain_problem,
+    read_json,
+    read_text,
+    understood,
+    write_text,
+)
+from bestie_pl.data.formats.classes import check_class_names, class_name
+from bestie_pl.data.formats.images import IMAGE_SUFFIXES, MOST_PIXELS, check_pixels
+from bestie_pl.errors import UserError, expected_one_of
 
 FORMAT = 'a file of points, {"classes": [...], "images": [{"file": ..., "points": [...]}]}'
 HEADER = ("image", "x", "y", "class", "confidence")
@@ -93,13 +105,13 @@ class PointSet:
         """The same with classes numbered as in ``class_names``.
 
         Raises:
-            ValueError: A point has a class that is not among them.
+            UserError: A point has a class that is not among them.
         """
         number_of = {name: number for number, name in enumerate(class_names)}
         counts = self.classes.bincount(minlength=len(self.class_names)).tolist()
         if unknown := [n for n, count in zip(self.class_names, counts, strict=True) if count and n not in number_of]:
-            raise ValueError(
-                f"{self.path}: points of the class {unknown[0]!r}; expected one of {', '.join(class_names)}: correct "
+            raise UserError(
+                f"{self.path}: points of the class {unknown[0]!r}; {expected_one_of(unknown[0], class_names)}: correct "
                 "the file, or give all class names"
             )
         table = torch.tensor([number_of.get(name, -1) for name in self.class_names], dtype=torch.int32)
@@ -117,10 +129,10 @@ class PointSetBuilder:
 
     def __init__(self, path: Path, class_names: Sequence[str] | None = None) -> None:
         self.path = path
-        self.class_names = class_names
+        self.class_names = None if class_names is None else [class_name(name) for name in class_names]
         self.problems: list[str] = []
         self._rows: dict[str, int] = {}
-        self._numbers = {name: number for number, name in enumerate(class_names or ())}
+        self._numbers = {name: number for number, name in enumerate(self.class_names or ())}
         self._sizes = array("i")
         self._image, self._classes = array("q"), array("i")
         self._values = array("d")  # y, x, confidence of each point
@@ -142,28 +154,35 @@ class PointSetBuilder:
         if not isinstance(file, str) or not file:
             self.problem(where, f"file: {file!r}; expected the name of an image file")
             return -1
-        if not is_plain(file):
-            self.problem(where, f"file: {file!r}; expected a plain path below the folder of the images")
+        if problem := plain_problem(file):
+            self.problem(where, f"file: {file!r:.300} {problem}; expected a plain path below the folder of the images")
             return -1
+        if size is not None:
+            try:
+                check_pixels(*size, "height, width")
+            except UserError as error:
+                self.problem(where, str(error))
+                size = None
         self._sizes.extend(size or (0, 0))
         return self._rows.setdefault(file, len(self._rows))
 
     def point(self, row: int, x: object, y: object, name: object, confidence: object, where: str) -> None:
         """Add a point to the image ``row``."""
+        name = class_name(name) if isinstance(name, str) else name
         number = self._numbers.get(name) if isinstance(name, str) else None
         if number is None and self.class_names is None and isinstance(name, str) and name:
             number = self._numbers[name] = len(self._numbers)
         if row < 0 or number is None:
             if number is None:
-                known = f"one of {', '.join(self.class_names)}" if self.class_names is not None else "a class name"
-                self.problem(where, f"class: {name!r}; expected {known}")
+                known = "expected a class name" if self.class_names is None else expected_one_of(name, self.class_names)
+                self.problem(where, f"class: {name!r:.100}; {known}")
             return
         height, width = self._sizes[2 * row], self._sizes[2 * row + 1]
         if (
             type(x) not in NUMBERS
             or type(y) not in NUMBERS
             or type(confidence) not in NUMBERS
-            or not (0 <= x < (width or math.inf) and 0 <= y < (height or math.inf) and 0 <= confidence <= 1)  # type: ignore[operator]
+            or not (0 <= x < (width or MOST_PIXELS) and 0 <= y < (height or MOST_PIXELS) and 0 <= confidence <= 1)  # type: ignore[operator]
         ):
             self._explain(where, x, y, confidence, (height, width))
             return
@@ -175,7 +194,7 @@ class PointSetBuilder:
         """The columns.
 
         Raises:
-            ValueError: Lists what was found to be wrong.
+            UserError: Lists what was found to be wrong.
         """
         if not self._rows:
             self.problem(f"{self.path}: images", f"lists no image; expected {FORMAT}")
@@ -205,15 +224,16 @@ class PointSetBuilder:
         for name, value, limit in (("x", x, size[1]), ("y", y, size[0])):
             if type(value) not in NUMBERS or math.isnan(value):  # type: ignore[arg-type]
                 self.problem(where, f"{name}: {value!r}; expected a number of pixels")
-            elif not 0 <= value < (limit or math.inf):  # type: ignore[operator]
-                side = f"< {limit}, the image's {'width' if name == 'x' else 'height'}" if limit else "finite"
+            elif not 0 <= value < (limit or MOST_PIXELS):  # type: ignore[operator]
+                whole = f"the image's {'width' if name == 'x' else 'height'}"
+                side = f"< {limit}, {whole}" if limit else f"< {whole}"
                 self.problem(where, f"{name}: {value!r}; expected 0 <= {name} {side}")
         if type(confidence) not in NUMBERS or not 0 <= confidence <= 1:  # type: ignore[operator]
             self.problem(where, f"confidence: {confidence!r}; expected a number in 0..1")
 
     def _fail(self) -> NoReturn:
         more = " (and perhaps more)" if len(self.problems) >= REPORTED else ""
-        raise ValueError("\n".join(self.problems) + more)
+        raise UserError("\n".join(self.problems) + more)
 
 
 def read_points(path: Path, class_names: Sequence[str] | None = None) -> PointSet:
@@ -225,23 +245,21 @@ def read_points(path: Path, class_names: Sequence[str] | None = None) -> PointSe
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: Names file, image and field of everything that is wrong, up to a limit.
+        UserError: Names file, image and field of everything that is wrong, up to a limit.
     """
-    points = _read_csv(path) if path.suffix.lower() == ".csv" else _read_json(path)
+    with understood(path, FORMAT):
+        points = _read_csv(path) if path.suffix.lower() == ".csv" else _read_json(path)
     return points if class_names is None else points.renumbered(class_names)
 
 
 def _read_json(path: Path) -> PointSet:
-    try:
-        content = json.loads(read_text(path, FORMAT))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: is no JSON ({error}); expected {FORMAT}") from error
+    content = read_json(path, FORMAT)
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        raise ValueError(f"{path}: expected {FORMAT}; `bestie-pl points --help` lists formats that can be converted")
+        raise UserError(f"{path}: expected {FORMAT}; `bestie-pl points --help` lists formats that can be converted")
     names = content.get("classes")
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        raise ValueError(f"{path}: classes: {names!r:.100}; expected a list of class names")
-    builder = PointSetBuilder(path, names)
+    if not isinstance(names, list) or not names:
+        raise UserError(f"{path}: classes: {names!r:.100}; expected a list of class names")
+    builder = PointSetBuilder(path, check_class_names(names, f"{path}: classes"))
     for problem in _unknown(content, {"classes", "images"}):
         builder.problem(f"{path}: the file", problem)
     for number, image in enumerate(content["images"]):
@@ -303,18 +321,17 @@ def csv_rows(path: Path, header: Sequence[str], *, optional: int = 0) -> Iterato
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: Another header, or a row of another length.
+        UserError: Another header, or a row of another length.
     """
     holds = f"a CSV file with the header {','.join(header)}"
-    reader = csv.reader(StringIO(read_text(path, holds), newline=""))
-    found = [name.strip() for name in next(reader, [])]
+    lines = csv_lines(read_text(path, holds), path)
+    found = [name.strip() for name in next(lines, (0, []))[1]]
     if found not in [list(header[: len(header) - k]) for k in range(optional + 1)]:
-        raise ValueError(f"{path}: the first line is {','.join(found)!r:.200}; expected {','.join(header)}")
-    for fields in reader:
-        if len(fields) == len(found):
-            yield reader.line_num, fields
-        elif fields:
-            raise ValueError(f"{path}: line {reader.line_num}: {len(fields)} columns; expected {len(found)}")
+        raise UserError(f"{path}: the first line is {','.join(found)!r:.200}; expected {','.join(header)}")
+    for line, fields in lines:
+        if len(fields) != len(found):
+            raise UserError(f"{path}: line {line}: {len(fields)} columns; expected {len(found)}")
+        yield line, fields
 
 
 def _number(text: str) -> float | str:
@@ -325,17 +342,15 @@ def _number(text: str) -> float | str:
         return text
 
 
-def is_plain(file: str) -> bool:
-    """Whether a path leads below the folder that it starts from, and is written in the one way that names have."""
-    return {"", ".", ".."}.isdisjoint(file.split("/"))
-
-
 def image_name(file: str) -> str:
     """The name of an image: its file without the suffix of an image, so that names with dots stay whole.
+
+    Letters are composed, so that names from a Mac, where files have decomposed ones, are those from elsewhere.
 
     >>> image_name("sub/slide.1.png"), image_name("slide.1"), image_name("sub/.png")
     ('sub/slide.1', 'slide.1', 'sub/.png')
     """
+    file = unicodedata.normalize("NFC", file)
     if not file.lower().endswith(IMAGE_SUFFIXES):
         return file
     stem = file[: file.rindex(".")]
@@ -366,7 +381,7 @@ def write_release(points: PointSet, folder: Path) -> None:
     names = [image_name(file) for file in points.files]
     if len(set(names)) < len(names):
         twice = next(name for n, name in enumerate(names) if name in names[:n])
-        raise ValueError(
+        raise UserError(
             f"{points.path}: two images are named {twice}, but for their suffix; rename one, or write JSON instead"
         )
     for n, name in enumerate(names):
@@ -375,7 +390,7 @@ def write_release(points: PointSet, folder: Path) -> None:
             f"{_short(x)} {_short(y)} {c} {score:.3f}\n"
             for (y, x), c, score in zip(yx[rows], classes[rows], scores[rows], strict=True)
         )
-        write_text(folder / f"{name}.txt", "".join(lines))
+        write_text(below(folder, f"{name}.txt"), "".join(lines))
 
 
 def tag_csv(points: PointSet, tags: Iterable[Iterable[str]]) -> str:
@@ -385,9 +400,9 @@ def tag_csv(points: PointSet, tags: Iterable[Iterable[str]]) -> str:
     writer.writerow(("image", "tags", "split"))
     classes = points.classes.tolist()
     for n, (file, more) in enumerate(zip(points.files, tags, strict=True)):
-        names = {points.class_names[c] for c in classes[points.rows(n)]} | set(more)
+        names = {points.class_names[c] for c in classes[points.rows(n)]} | set(map(class_name, more))
         if unfit := [name for name in names if ";" in name]:
-            raise ValueError(f"{points.path}: image {file!r}: the class {unfit[0]!r} has a semicolon; rename it")
+            raise UserError(f"{points.path}: image {file!r}: the class {unfit[0]!r} has a semicolon; rename it")
         # the last semicolon tells a name with a blank from two names
         writer.writerow((file, "".join(f"{name};" for name in sorted(names)), "train"))
     return text.getvalue()

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from pycocotools import mask as rle
 from torch import Tensor
 
-from bestie_pl.data.files import read_text
+from bestie_pl.data.files import as_it_looks, below, read_json, understood
+from bestie_pl.data.formats.codes import encode_runs
 from bestie_pl.data.formats.images import check_size
-from bestie_pl.data.formats.truth import check_code
-from bestie_pl.ops.masks import decode
-from bestie_pl.structures import Instances
+from bestie_pl.errors import UserError, expected_one_of
 
 LABEL_THRESHOLD = 0.3
 """Least score of a label: that from which the method takes a centre for a refined label (paper section 3.5).
@@ -54,25 +54,23 @@ def read_predictions(
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: The file is broken, of an image of another size, or has a class that is not in ``class_names``.
+        UserError: The file is broken, of an image of another size, or has a class that is not in ``class_names``.
     """
-    path = folder / f"{name}.json"
+    path = as_it_looks(below(folder, f"{name}.json"))
     numbers = {name: number for number, name in enumerate(class_names)}
     kept = []
     for label, score, code in read_rows(path, size, REMEDY):
         if label not in numbers:
-            raise ValueError(f"{path}: unknown class {label!r}; expected one of {', '.join(class_names)}")
+            raise UserError(f"{path}: unknown class {label!r}; {expected_one_of(label, class_names)}: {REMEDY}")
         if score >= least_score and (tags is None or bool(tags[numbers[label]])):
             kept.append((score, numbers[label], code))
     kept.sort(key=lambda row: -row[0])
     scores = torch.tensor([score for score, _, _ in kept], dtype=torch.float32)
     classes = torch.tensor([number for _, number, _ in kept], dtype=torch.int64)
-    masks = decode(Instances(tuple(code for _, _, code in kept), classes, scores, size))
-    # the first of several masks at a pixel has the best score
     count = len(kept)
-    rank = torch.arange(count, 0, -1, dtype=torch.int32)[:, None, None]
-    ids = (masks * rank).amax(0) if count else torch.zeros(size, dtype=torch.int32)
-    ids = torch.where(ids > 0, count + 1 - ids, 0)
+    ids = torch.zeros(size, dtype=torch.int32)
+    for number in range(count, 0, -1):  # the best mask last, over the others
+        ids[torch.from_numpy(rle.decode(kept[number - 1][2])).bool()] = number
     area = ids.flatten().long().bincount(minlength=count + 1)[1:]
     rows_kept = (area >= min_area).nonzero()[:, 0]
     renumbered = torch.zeros(count + 1, dtype=torch.int32)
@@ -90,20 +88,18 @@ def read_rows(path: Path, size: tuple[int, int], remedy: str) -> list[tuple[str,
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: The file is broken, or of an image of another size.
+        UserError: The file is broken, or of an image of another size.
     """
-    try:
-        rows = [_row(record) for record in json.loads(read_text(path, f"predicted instances of the image; {remedy}"))]
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: holds no predicted instances ({error!r}); {remedy}") from error
-    for _, _, code in rows:
-        check_size(path, code["size"], size)
-    return rows
+    holds = f"predicted instances of the image; {remedy}"
+    content = read_json(path, holds)
+    with understood(path, holds):
+        return [_row(record, size, path) for record in content]
 
 
-def _row(record: dict[str, Any]) -> tuple[str, float, dict[str, Any]]:
+def _row(record: dict[str, Any], size: tuple[int, int], path: Path) -> tuple[str, float, dict[str, Any]]:
     segmentation = record["segmentation"]
-    height, width = (int(side) for side in segmentation["size"])
-    code = {"size": [height, width], "counts": str(segmentation["counts"]).encode("ascii")}
-    check_code(code)
-    return str(record["class"]), float(record["score"]), code
+    check_size(path, [int(side) for side in segmentation["size"]], size)
+    score = float(record["score"])
+    if not math.isfinite(score):
+        raise UserError(f"{path}: score {score}; expected a number")
+    return str(record["class"]), score, encode_runs(str(segmentation["counts"]), size, str(path))

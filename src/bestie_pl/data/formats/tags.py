@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,9 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bestie_pl.data.files import Packed, check_unique, read_text
-from bestie_pl.data.formats.points import image_name, is_plain
+from bestie_pl.data.files import Packed, check_plain, check_unique, csv_lines, plain_problem, read_json, read_text
+from bestie_pl.data.formats.classes import check_class_names, class_name
+from bestie_pl.data.formats.points import image_name
+from bestie_pl.errors import UserError, expected_one_of
 
+MOST_SPLITS = 1000
 TAGS = "a file of tags, CSV or JSON; see FolderDataModule"
 
 
@@ -57,42 +58,45 @@ def read_tags(path: Path, class_names: Sequence[str] | None = None, ignored_colu
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: Names file, line and field of what is wrong.
+        UserError: Names file, line and field of what is wrong.
     """
-    text = read_text(path, TAGS)
-    records = _json_records(text, path) if path.suffix.lower() == ".json" else _csv_records(text, path, ignored_columns)
-    del text
+    records = _json_records(path) if path.suffix.lower() == ".json" else _csv_records(path, ignored_columns)
+    if class_names is not None:
+        class_names = check_class_names(class_names)
     number_of: dict[str, int] = {name: number for number, name in enumerate(class_names or ())}
-    if class_names is not None and len(number_of) < len(class_names):
-        raise ValueError(f"class_names has a name twice: {', '.join(class_names)}")
     if records.columns is not None:
         if class_names is None:
             number_of = {name: number for number, name in enumerate(records.columns)}
         elif unknown := [name for name in records.columns if name not in number_of]:
-            raise ValueError(
-                f"{path}: the column {unknown[0]!r} is none of class_names ({', '.join(class_names)}); name it in "
-                "ignored_columns, or give all class_names"
+            raise UserError(
+                f"{path}: the column {unknown[0]!r} is no class; {expected_one_of(unknown[0], class_names)}, or name "
+                "it in ignored_columns, or give all class_names"
             )
     split_of: dict[str, int] = {}
     files: list[str] = []
     counts, tag_class, split = array("i"), array("i"), array("h")
     for where, file, tags, part in records.rows:
-        if not is_plain(file):
-            raise ValueError(f"{path}: {where}: image: {file!r}; expected a plain path below the folder of the images")
-        for tag in tags:
+        if problem := plain_problem(file):
+            raise UserError(
+                f"{path}: {where}: image: {file!r:.300} {problem}; expected a plain path below the folder of the images"
+            )
+        own = dict.fromkeys(map(class_name, tags))  # once each
+        for tag in own:
             if tag not in number_of:
                 if class_names is not None:
-                    raise ValueError(
-                        f"{path}: {where}: tag {tag!r}; expected one of {', '.join(class_names)}: correct it, or give "
-                        "all class_names"
+                    raise UserError(
+                        f"{path}: {where}: tag {tag!r}; {expected_one_of(tag, class_names)}: correct it, or give all "
+                        "class_names"
                     )
                 number_of[tag] = len(number_of)
             tag_class.append(number_of[tag])
-        counts.append(len(tags))
+        counts.append(len(own))
         files.append(file)
         split.append(split_of.setdefault(part, len(split_of)) if part else -1)
+        if len(split_of) > MOST_SPLITS:
+            raise UserError(f"{path}: {where}: more than {MOST_SPLITS} splits; is the column `split` another one's?")
     if not files or not number_of:
-        raise ValueError(f"{path}: holds no {'tag' if files else 'image'}; expected {TAGS}")
+        raise UserError(f"{path}: holds no {'tag' if files else 'image'}; expected {TAGS}")
     check_unique(path, [image_name(file) for file in files])
     names = list(number_of) if class_names is not None else sorted(number_of)
     order = {name: number for number, name in enumerate(names)}
@@ -116,53 +120,55 @@ class _Records:
     columns: Sequence[str] | None = None
 
 
-def _json_records(text: str, path: Path) -> _Records:
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: is no JSON ({error}); expected {TAGS}") from error
+def _json_records(path: Path) -> _Records:
+    content = read_json(path, TAGS)
     if not isinstance(content, dict):
-        raise ValueError(f'{path}: holds a list; expected {{"image": ["class", ...], ...}}')
+        raise UserError(f'{path}: holds a list; expected {{"image": ["class", ...], ...}}')
 
     def rows() -> Iterator[tuple[str, str, Sequence[str], str]]:
         for file, value in content.items():
             record = {"tags": value} if isinstance(value, list) else value
             if not isinstance(record, dict) or not record.keys() <= {"tags", "split"} or "tags" not in record:
-                raise ValueError(
+                raise UserError(
                     f'{path}: {file}: {value!r:.100}; expected ["class", ...] or {{"tags": [...], "split": ...}}'
                 )
             tags, split = record["tags"], record.get("split", "")
-            if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-                raise ValueError(f"{path}: {file}: tags: {tags!r:.100}; expected a list of class names")
+            if not isinstance(tags, list) or not all(isinstance(tag, str) and tag.strip() for tag in tags):
+                raise UserError(f"{path}: {file}: tags: {tags!r:.100}; expected a list of class names")
             if not isinstance(split, str):
-                raise ValueError(f"{path}: {file}: split: {split!r}; expected its name")
+                raise UserError(f"{path}: {file}: split: {split!r}; expected its name")
             yield file, file, tags, split
 
     return _Records(rows())
 
 
-def _csv_records(text: str, path: Path, ignored_columns: Sequence[str]) -> _Records:
-    reader = csv.reader(StringIO(text, newline=""))
-    header = [name.strip() for name in next(reader, [])]
+def _csv_records(path: Path, ignored_columns: Sequence[str]) -> _Records:
+    text = read_text(path, TAGS)
+    header = [class_name(name) for name in next(csv_lines(text, path), (0, []))[1]]
+    if "" in header[1:]:
+        raise UserError(
+            f"{path}: the first line has no name for column {header.index('', 1) + 1}; name it, or delete it"
+        )
     if "image" not in header or len(set(header)) < len(header):
-        raise ValueError(
+        raise UserError(
             f"{path}: the first line is {','.join(header)!r:.200}; expected names of columns with commas, each once, "
             "one of them `image`"
         )
     if unknown := [name for name in ignored_columns if name not in header]:
-        raise ValueError(
-            f"{path}: no column {unknown[0]!r}, which ignored_columns names; there are {', '.join(header)}"
-        )
+        raise UserError(f"{path}: no column {unknown[0]!r}, which ignored_columns names; there are {', '.join(header)}")
     others = [name for name in header if name not in ("image", "split", *ignored_columns)]
     if "tags" in others and len(others) > 1:
         extra = [name for name in others if name != "tags"]
-        raise ValueError(f"{path}: columns {', '.join(extra)} beside tags; name them in ignored_columns")
+        raise UserError(f"{path}: columns {', '.join(extra)} beside tags; name them in ignored_columns")
     image = header.index("image")
     split = header.index("split") if "split" in header else None
     columns = [header.index(name) for name in others]
     # of the tags alone: names of files may have semicolons too
     single = others == ["tags"]
-    separator = ";" if single and any(";" in row[columns[0]] for _, row in _rows_of(text, header, path)) else None
+    found = (
+        {mark for _, row in _rows_of(text, header, path) for mark in ";," if mark in row[columns[0]]} if single else ()
+    )
+    separator = next((mark for mark in ";," if mark in found), None)
 
     def rows() -> Iterator[tuple[str, str, Sequence[str], str]]:
         for line, row in _rows_of(text, header, path):
@@ -178,21 +184,18 @@ def _csv_records(text: str, path: Path, ignored_columns: Sequence[str]) -> _Reco
 
 def _rows_of(text: str, header: Sequence[str], path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line number and fields of the rows behind the header."""
-    reader = csv.reader(StringIO(text, newline=""))
-    next(reader)
-    for row in reader:
-        if len(row) == len(header):
-            yield reader.line_num, row
-        elif row:
-            raise ValueError(
-                f"{path}: line {reader.line_num}: {len(row)} columns; expected {len(header)}: {row!r:.100}"
-            )
+    lines = csv_lines(text, path)
+    next(lines)
+    for line, row in lines:
+        if len(row) != len(header):
+            raise UserError(f"{path}: line {line}: {len(row)} columns; expected {len(header)}: {row!r:.100}")
+        yield line, row
 
 
 def _flag(text: str, path: Path, where: str, column: str) -> bool:
     if text in ("0", "1"):
         return text == "1"
-    raise ValueError(
+    raise UserError(
         f"{path}: {where}: {column}: {text!r}; expected 1 if the image holds this class, else 0; a column that is no "
         "class has to be named in ignored_columns"
     )
@@ -211,12 +214,13 @@ def read_tag_list(path: Path, num_classes: int) -> tuple[list[str], Tensor]:
         try:
             numbers += [number_of[field] for field in fields]
         except KeyError:
-            raise ValueError(
+            raise UserError(
                 f"{path} line {row}: found {line.strip()!r}; expected `ID class class ...`, classes in "
                 f"0..{num_classes - 1}"
             ) from None
         names.append(name)
         counts.append(len(fields))
+    check_plain(path, names)
     tags = torch.zeros(len(names), num_classes, dtype=torch.bool)
     rows = torch.arange(len(names)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
     tags[rows, torch.tensor(numbers, dtype=torch.int64)] = True

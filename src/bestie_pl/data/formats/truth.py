@@ -5,7 +5,6 @@ Training comes here only if its labels or semantic maps are declared to be the g
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +16,11 @@ import torch
 from pycocotools import mask as rle
 from torch import Tensor
 
-from bestie_pl.data.files import Packed
-from bestie_pl.data.formats.images import check_size
-from bestie_pl.data.formats.maps import read_label_map, read_semantic
+from bestie_pl.data.files import JSON, Packed, as_it_looks, below, is_set, understood
+from bestie_pl.data.formats.codes import encode_polygons, encode_runs
+from bestie_pl.data.formats.maps import holds_16_bits, read_label_map, read_semantic
+from bestie_pl.errors import UserError
+from bestie_pl.ops.masks import encode
 from bestie_pl.structures import IGNORE, Instances
 
 
@@ -49,15 +50,21 @@ def paint_instances(instances: Instances) -> tuple[Tensor, Tensor]:
     ids = np.zeros(instances.size, dtype=np.int32)
     crowd = instances.crowd.tolist() if instances.crowd is not None else [False] * len(instances)
     single = [code for code, is_crowd in zip(instances.masks, crowd, strict=True) if not is_crowd]
-    areas = rle.area(single) if single else np.zeros(0)
-    for number in np.argsort(-areas.astype(np.int64), kind="stable"):
+    areas = np.array([int(rle.area(code)) for code in single])  # of a list, pycocotools 2.0.11 takes 255 at most
+    for number in np.argsort(-areas, kind="stable"):
         ids[rle.decode(single[number]).view(bool)] = number + 1
     return torch.from_numpy(ids), instances.classes[~torch.tensor(crowd, dtype=torch.bool)]
+
+
+OBJECTS = "the image's object numbers (0 background, 255 VOC's borders); name a split with them"
 
 
 @dataclass(frozen=True)
 class VOCTruth:
     """Reads PASCAL VOC's pair of palette images, ``SegmentationClass`` and ``SegmentationObject``.
+
+    Object maps of other programs may have 16 bits. In these 255 is an object like any other, while in VOC's 8 bits it
+    is the border around objects.
 
     Source: chainercv's reader as the release's evaluation uses it (release 11.1): an object's class is the smallest
     class number under it; objects 0 and 255 do not count.
@@ -75,24 +82,29 @@ class VOCTruth:
     def __call__(self, index: int, size: tuple[int, int]) -> Truth:
         """See ``TruthReader``."""
         name = self.names[index]
-        semantic = read_semantic(self.class_dir / f"{name}.png", size, self.num_classes)
-        path = self.object_dir / f"{name}.png"
-        objects = read_label_map(path, "the image's object numbers (0 background, 255 ignore); name a split with them")
-        check_size(path, objects.shape, size)
-        numbers = [int(number) for number in np.unique(objects) if number not in (0, IGNORE)]
-        inside = objects[..., None] == np.array(numbers, dtype=np.int32)
-        codes = rle.encode(np.asfortranarray(inside)) if numbers else []
-        classes = []
-        for k, number in enumerate(numbers):
-            below = semantic.numpy()[inside[..., k]]
-            below = below[(below != 0) & (below != IGNORE)]
-            if len(below) == 0:
-                raise ValueError(
-                    f"{path}: object {number} lies on background alone in {self.class_dir / path.name}; expected the "
-                    "number of its class there"
-                )
-            classes.append(int(below.min()) - 1)
-        return Truth(_instances(codes, classes, size), semantic)
+        semantic = read_semantic(below(self.class_dir, f"{name}.png"), size, self.num_classes)
+        path = as_it_looks(below(self.object_dir, f"{name}.png"))
+        objects = torch.from_numpy(read_label_map(path, OBJECTS, size))
+        if not holds_16_bits(path):
+            objects = objects.masked_fill(objects == IGNORE, 0)
+        if (objects < 0).any():
+            raise UserError(f"{path}: object {int(objects.min())}; expected 0 (background) or numbers above")
+        numbers, codes = encode(objects)
+        # the smallest class below each object; background and ignore count as none
+        below_it = semantic.long().masked_fill((semantic == 0) | (semantic == IGNORE), IGNORE)
+        row = torch.searchsorted(numbers, objects.flatten().long())
+        inside = objects.flatten() > 0
+        least = torch.full((len(numbers),), IGNORE).scatter_reduce(
+            0, row[inside], below_it.flatten()[inside], reduce="amin"
+        )
+        if (least == IGNORE).any():
+            number = int(numbers[(least == IGNORE).nonzero()[0, 0]])
+            border = "; in a map of 16 bits 255 is an object, so save VOC's borders as 0" if number == IGNORE else ""
+            raise UserError(
+                f"{path}: object {number} lies on background alone in {self.class_dir / path.name}; expected the "
+                f"number of its class there{border}"
+            )
+        return Truth(_instances(codes, (least - 1).tolist(), size), semantic)
 
 
 @dataclass(frozen=True)
@@ -106,11 +118,15 @@ class COCOTruth:
         annotations: One JSON list an image: the file's annotations with a ``class`` (0-based).
         sizes: (N, 2) height and width according to the file.
         path: The annotation file, for messages.
+        rows: (M,) int64, entry of the file of each image of the split, where it has some of the file's images.
+        classes: (K,) int64, the data set's class of each of the file's categories, where these differ.
     """
 
     annotations: Packed
     sizes: Tensor
     path: Path
+    rows: Tensor | None = None
+    classes: Tensor | None = None
 
     def known(self, index: int) -> bool:
         """See ``TruthReader``."""
@@ -118,22 +134,28 @@ class COCOTruth:
 
     def __call__(self, index: int, size: tuple[int, int]) -> Truth:
         """See ``TruthReader``."""
-        stated = tuple(self.sizes[index].tolist())
-        annotations = json.loads(self.annotations[index])
+        entry = index if self.rows is None else int(self.rows[index])
+        stated = tuple(self.sizes[entry].tolist())
         if stated != size:
-            raise ValueError(
-                f"{self.path}: entry {index} of `images` is {stated[1]} x {stated[0]} px (width x height) but its file "
+            raise UserError(
+                f"{self.path}: entry {entry} of `images` is {stated[1]} x {stated[0]} px (width x height) but its file "
                 f"is {size[1]} x {size[0]} (after turning it as its EXIF orientation says); annotate the stored image"
             )
-        codes = [_run_lengths(a, size, f"{self.path}: annotation {a.get('id')}") for a in annotations]
-        crowd = torch.tensor([bool(a.get("iscrowd")) for a in annotations], dtype=torch.bool)
-        areas = [
-            _area(a, code, f"{self.path}: annotation {a.get('id')}") for a, code in zip(annotations, codes, strict=True)
-        ]
-        instances = _instances(codes, [a["class"] for a in annotations], size, crowd, areas)
+        with understood(f"{self.path}: entry {entry} of `images`", "COCO annotations"):
+            return self._truth(JSON.decode(self.annotations[entry]), size)
+
+    def _truth(self, annotations: list[dict[str, Any]], size: tuple[int, int]) -> Truth:
+        places = [f"{self.path}: annotation {a.get('id')!r:.50}" for a in annotations]
+        codes = [_run_lengths(a, size, where) for a, where in zip(annotations, places, strict=True)]
+        crowd = [is_set(a.get("iscrowd"), f"{where}: iscrowd") for a, where in zip(annotations, places, strict=True)]
+        areas = [_area(a, code, where) for a, code, where in zip(annotations, codes, places, strict=True)]
+        classes = torch.tensor([a["class"] for a in annotations], dtype=torch.int64)
+        if self.classes is not None:
+            classes = self.classes[classes]
+        instances = _instances(codes, classes.tolist(), size, torch.tensor(crowd, dtype=torch.bool), areas)
         ids, classes = paint_instances(instances)
         semantic = torch.cat([torch.zeros(1, dtype=torch.int64), classes + 1])[ids.long()]
-        for code in (code for code, is_crowd in zip(codes, crowd.tolist(), strict=True) if is_crowd):
+        for code in (code for code, is_crowd in zip(codes, crowd, strict=True) if is_crowd):
             semantic[torch.from_numpy(rle.decode(code)).bool() & (ids == 0)] = IGNORE
         return Truth(instances, semantic.to(torch.uint8))
 
@@ -161,7 +183,7 @@ def _area(annotation: dict[str, Any], code: dict[str, Any], where: str) -> float
     if area is None:
         return float(rle.area(code))
     if type(area) not in (int, float) or not 0 <= area < math.inf:
-        raise ValueError(f"{where}: area {area!r}; expected a number of pixels, or no area at all")
+        raise UserError(f"{where}: area {area!r:.50}; expected a number of pixels, or no area at all")
     return float(area)
 
 
@@ -169,72 +191,13 @@ def _run_lengths(annotation: dict[str, Any], size: tuple[int, int], where: str) 
     """One annotation's segmentation as a compressed run-length code."""
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, dict):
-        if list(segmentation.get("size", ())) != list(size):
-            found = segmentation.get("size")
-            raise ValueError(f"{where}: mask of size {found}; expected {list(size)}, height and width of the image")
-        counts = segmentation.get("counts")
-        if not isinstance(counts, (str, list)):
-            raise ValueError(f"{where}: a run-length code without counts; expected a list or a string")
-        try:
-            code = {"size": list(size), "counts": counts.encode() if isinstance(counts, str) else counts}
-            check_code(code)
-            coded: dict[str, Any] = code if isinstance(counts, str) else rle.frPyObjects(segmentation, *size)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}; restore the file") from error
-        return coded
-    # pycocotools takes a list of four numbers for a box, and what is no number for 0
-    polygons: list[list[float]] = segmentation if isinstance(segmentation, list) else []
-    if not polygons or not all(map(_is_polygon, polygons)):
-        raise ValueError(
-            f"{where}: no mask; expected polygons [[x, y, x, y, x, y, ...], ...] or a run-length code, not just a box"
-        )
-    merged: dict[str, Any] = rle.merge(rle.frPyObjects(polygons, *size))
+        found = segmentation.get("size")
+        if found != list(size):
+            raise UserError(
+                f"{where}: mask of size {found!r:.50}; expected {list(size)}, height and width of the image"
+            )
+        return encode_runs(segmentation.get("counts"), size, where)
+    if not segmentation:
+        raise UserError(f"{where}: no mask; expected polygons [[x, y, x, y, ...]] or a run-length code, not just a box")
+    merged: dict[str, Any] = rle.merge(encode_polygons(segmentation, size, where))
     return merged
-
-
-def _is_polygon(polygon: Any) -> bool:
-    """Whether it holds three points or more."""
-    return (
-        isinstance(polygon, list)
-        and len(polygon) >= 6
-        and len(polygon) % 2 == 0
-        and all(type(value) in (int, float) and math.isfinite(value) for value in polygon)
-    )
-
-
-def check_code(code: dict[str, Any]) -> None:
-    """Raise ValueError unless a run-length code of either kind covers its image.
-
-    pycocotools does not: it fills what a code leaves out with whatever the memory held.
-    """
-    height, width = code["size"]
-    counts = code["counts"]
-    runs = read_runs(counts) if isinstance(counts, bytes) else counts
-    if not all(type(run) is int and run >= 0 for run in runs) or sum(runs) != height * width:
-        raise ValueError(
-            f"a broken run-length code, whose runs do not add up to the {height} x {width} px of the image"
-        )
-
-
-def read_runs(counts: bytes) -> list[int]:
-    """The lengths of the runs of a compressed run-length code; of a broken one, they do not add up.
-
-    Source: pycocotools' ``rleFrString``: five bits a byte, the lowest first; from the fourth run on the difference to
-    the run before the last.
-
-    >>> read_runs(rle.encode(np.array([[0, 1], [1, 1]], dtype=np.uint8, order="F"))["counts"])
-    [1, 3]
-    """
-    runs: list[int] = []
-    value = shift = 0
-    for byte in counts:
-        bits = byte - 48
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:  # more follow
-            continue
-        if bits & 16:  # negative
-            value -= 1 << shift
-        runs.append(value + runs[-2] if len(runs) > 2 else value)
-        value = shift = 0
-    return runs
