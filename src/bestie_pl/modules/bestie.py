@@ -18,7 +18,7 @@ from bestie_pl.metrics.semantic import SemanticIoU
 from bestie_pl.metrics.voc import VOCInstanceAP
 from bestie_pl.models.bestie import STRIDE, BestieModel
 from bestie_pl.modules.optimization import adam_with_decay
-from bestie_pl.modules.weights import load_network, refuse_other_network
+from bestie_pl.modules.weights import load_network, refuse_other_classes, refuse_other_network
 from bestie_pl.ops.components import tagged_classes
 from bestie_pl.ops.enlargement import Enlargement
 from bestie_pl.ops.instances import find_instances, find_instances_from_points
@@ -181,7 +181,7 @@ class BestieModule(pl.LightningModule):
         if self.trainer.ckpt_path is not None:  # not known in ``setup`` yet
             return
         if self.init_from is not None:
-            load_network(self.model, self.init_from)
+            load_network(self.model, self.init_from, self)
         elif self.backbone_weights is not None:
             self.model.load_backbone_weights(self.backbone_weights)
 
@@ -361,9 +361,9 @@ class BestieModule(pl.LightningModule):
         """Compare the predictions with the ground truth."""
         self._evaluate(batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Compare the predictions with the ground truth."""
-        self._evaluate(batch)
+    def test_step(self, batch: Batch, batch_idx: int) -> Any:
+        """Compare the predictions with the ground truth; returns them, see ``predict_instances``."""
+        return self._evaluate(batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Instances, ...]:
         """Scored masks of each image of the batch at its original size."""
@@ -377,7 +377,9 @@ class BestieModule(pl.LightningModule):
         """Log the scores."""
         self._log_scores("test")
 
-    def _evaluate(self, batch: Batch) -> None:
+    def _evaluate(self, batch: Batch) -> tuple[tuple[Instances, ...], tuple[Tensor, ...]]:
+        if len(batch) == 0:  # of a process without images
+            return (), ()
         instances, semantic = self.predict_instances(batch)
         if batch.references is not None:
             self.voc_ap.update(instances, batch.references, batch.names)
@@ -385,6 +387,7 @@ class BestieModule(pl.LightningModule):
         if batch.semantic_references is not None:
             for predicted, true in zip(semantic, batch.semantic_references, strict=True):
                 self.semantic_iou.update(predicted, true.to(predicted.device))
+        return instances, semantic
 
     @property
     def score_notes(self) -> tuple[str, ...]:
@@ -395,7 +398,8 @@ class BestieModule(pl.LightningModule):
     def _log_scores(self, stage: str) -> None:
         prefix = "_".join([stage, *self.score_notes])
         scores: dict[str, Tensor] = {}
-        if self.voc_ap.update_called:
+        # in every process, or those with images would wait for the others
+        if self.trainer.strategy.reduce_boolean_decision(self.voc_ap.update_called, all=False):
             voc, coco, semantic = self.voc_ap.compute(), self.coco_ap.compute(), self.semantic_iou.compute()
             scores |= {name: value for name, value in voc.items() if name != "per_class"}
             scores |= {f"coco_{name}": value for name, value in coco.items() if name != "per_class"}
@@ -416,3 +420,4 @@ class BestieModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another network with one clear message."""
         refuse_other_network(checkpoint, self.hparams)
+        refuse_other_classes(checkpoint, self)

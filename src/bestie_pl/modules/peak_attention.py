@@ -16,6 +16,7 @@ from torchmetrics.classification import MultilabelAveragePrecision, MultilabelSt
 
 from bestie_pl.models.peak_attention import PeakAttentionModel
 from bestie_pl.modules.optimization import adam_with_decay
+from bestie_pl.modules.weights import refuse_other_classes
 from bestie_pl.ops.cues import CUE_LIMIT, CUE_THRESHOLD, CUE_WINDOW, Pooling, activation_planes, find_cues, smooth
 from bestie_pl.structures import Batch, Cues, Recipe
 
@@ -278,7 +279,8 @@ class PeakAttentionModule(pl.LightningModule):
             self.counts.update(F.pad(scores, spare), F.pad(tags, spare))
 
     def _log_scores(self, stage: str) -> None:
-        if self.average_precision.update_called:
+        # in every process, or those with images would wait for the others
+        if self.trainer.strategy.reduce_boolean_decision(self.average_precision.update_called, all=False):
             with warnings.catch_warnings():  # labels without a positive image are left out
                 warnings.filterwarnings("ignore", message="No positive samples.*")
                 precision = self.average_precision.compute()
@@ -301,6 +303,7 @@ class PeakAttentionModule(pl.LightningModule):
                     f"the checkpoint was trained with {name}={theirs.get(name)!r}, the configuration or the data says "
                     f"{self.hparams[name]!r}; use those that it was trained with"
                 )
+        refuse_other_classes(checkpoint, self)
 
 
 def _groups(*columns: Sequence[tuple[int, int]]) -> Iterator[tuple[tuple[tuple[int, int], ...], list[int]]]:

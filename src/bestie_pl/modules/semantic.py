@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from bestie_pl.metrics.semantic import SemanticIoU
 from bestie_pl.models.bestie import BestieModel
 from bestie_pl.modules.optimization import adam_with_decay
-from bestie_pl.modules.weights import refuse_other_network
+from bestie_pl.modules.weights import refuse_other_classes, refuse_other_network
 from bestie_pl.ops.instances import predict_semantic
 from bestie_pl.ops.losses import HARD_FRACTION, semantic_loss
 from bestie_pl.ops.masks import resize_map
@@ -65,6 +65,8 @@ class SemanticModule(pl.LightningModule):
     """
 
     makes_semantic_maps = True
+    reads_instances = False
+    """Training reads semantic maps, and needs neither points nor cues nor masks."""
 
     def __init__(
         self,
@@ -195,7 +197,7 @@ class SemanticModule(pl.LightningModule):
 
     @torch.no_grad()
     def _evaluate(self, batch: Batch) -> None:
-        if batch.semantic_references is None:
+        if not batch.semantic_references:  # or this process has no images
             return
         logits = self(batch.images)
         found = [(self.plain_iou, _maps(logits, batch))]
@@ -207,7 +209,8 @@ class SemanticModule(pl.LightningModule):
 
     def _log_scores(self, stage: str) -> None:
         for prefix, metric in ((stage, self.plain_iou), (f"{stage}_{self.refine}", self.refined_iou)):
-            if metric.update_called:
+            # in every process, or those with images would wait for the others
+            if self.trainer.strategy.reduce_boolean_decision(metric.update_called, all=False):
                 result = metric.compute()
                 names = ("background", *self.class_names)
                 scores = {f"iou/{name}": value for name, value in zip(names, result["per_class"], strict=True)}
@@ -220,6 +223,7 @@ class SemanticModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another network with one clear message."""
         refuse_other_network(checkpoint, self.hparams)
+        refuse_other_classes(checkpoint, self)
 
 
 def _mean_probabilities(views: Sequence[Tensor]) -> Tensor:
