@@ -76,7 +76,7 @@ class ResumableWriter(BasePredictionWriter):
         if not self.applies(trainer, pl_module) or images is None:
             return
         trainer.strategy.barrier("predicted")
-        if trainer.is_global_zero and not trainer.fast_dev_run and trainer.limit_predict_batches == 1.0:
+        if trainer.is_global_zero and trainer.limit_predict_batches == 1.0:
             names = images.split.names
             missing = [name for name in names if not self.is_finished(trainer, name)]
             if missing:

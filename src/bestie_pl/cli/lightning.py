@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
-import yaml
+import yaml  # type: ignore[import-untyped]
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # public, but not said as mypy expects it
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -218,14 +218,14 @@ class ConfigWriter(SaveConfigCallback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """The first process writes, after all know the folder."""
-        if self.already_saved or not trainer.is_global_zero or trainer.fast_dev_run:
+        if self.already_saved or not trainer.is_global_zero:
             return
         self.already_saved = True
         written = self.parser.dump(self.config, skip_none=False)
         write_text(run_folder(trainer) / self.config_filename, written)
         content = {
             **yaml.safe_load(written),
-            "command": str(trainer.state.fn and trainer.state.fn.value),
+            "command": str(getattr(stage, "value", stage)),
             "environment": environment(),
         }
         for logger in trainer.loggers:
@@ -233,15 +233,18 @@ class ConfigWriter(SaveConfigCallback):
 
 
 def _own_folder(root: Path) -> Path:
-    """The folder of this run; a process that was started for another rank takes the one of its starter."""
-    if (given := os.environ.get(FOLDER_VARIABLE)) is not None and rank_zero_only.rank != 0:
-        return Path(given)
-    if rank_zero_only.rank != 0:  # the first process tells it, see RunFolder
-        return root
+    """The folder of this run, which its first process makes; the others learn of it, from their starter or later."""
+    if not _is_first():
+        return Path(os.environ.get(FOLDER_VARIABLE, root))
     sweep(root / CHECKPOINTS)
     folder = claim_run(root)
     os.environ[FOLDER_VARIABLE] = str(folder)
     return folder
+
+
+def _is_first() -> bool:
+    """Whether this is the first process of a run, as the environment says."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _into(run: RunFolder, logger: Any) -> None:
@@ -303,7 +306,8 @@ def run(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=r".*smaller than the logging interval.*")
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_worth_saying)
     torch.set_float32_matmul_precision("high")
-    os.environ.pop(FOLDER_VARIABLE, None) if rank_zero_only.rank == 0 else None
+    if _is_first():
+        os.environ.pop(FOLDER_VARIABLE, None)
     try:
         _run(args)
     except RuntimeError as error:
@@ -315,7 +319,7 @@ def run(args: list[str] | None = None) -> None:
         ) from error
     finally:
         claimed = os.environ.get(FOLDER_VARIABLE)
-        if claimed is not None and rank_zero_only.rank == 0:
+        if claimed is not None and _is_first():
             with suppress(OSError):  # it is not empty: a run that has begun
                 Path(claimed).rmdir()
 
