@@ -136,6 +136,7 @@ class InstanceDataModule(pl.LightningDataModule):
         self.label_threshold = label_threshold
         self.repeat_threshold = repeat_threshold
         self.batch_size, self.num_workers = batch_size, num_workers
+        self._given_batch_size = batch_size
         self.eval_batch_size = 1 if recipe == "release" else eval_batch_size
         self.crop_size, self.image_scale = crop_size, image_scale
         self.augmentation = Augmentation(crop_size, (scale_range[0], scale_range[1]), dihedral, color_jitter)
@@ -182,7 +183,7 @@ class InstanceDataModule(pl.LightningDataModule):
     @property
     def _module_reads_instances(self) -> bool:
         """Whether the module that is trained looks at instance labels at all; its ``reads_instances`` says so."""
-        module = None if self.trainer is None else self.trainer.lightning_module
+        module = getattr(self.trainer, "lightning_module", None)
         return bool(getattr(module, "reads_instances", True))
 
     @property
@@ -238,6 +239,9 @@ class InstanceDataModule(pl.LightningDataModule):
             repeats = repeat_factors(dataset.split.tags, self.repeat_threshold)
         settle(self.trainer)
         sampler = TrainingSampler(dataset, *self._world, seed=run_seed(), repeats=repeats, position=self._position)
+        if 0 < len(sampler) < self.batch_size != self._given_batch_size:
+            # Lightning's batch-size finder doubles it until memory ends; here images do
+            self.batch_size = len(sampler)
         if len(sampler) < self.batch_size:
             raise ValueError(
                 f"{len(sampler)} training images per process make no batch of {self.batch_size}; use a smaller "
@@ -300,7 +304,8 @@ class InstanceDataModule(pl.LightningDataModule):
         changed = [
             f"{name} was {state_dict[name]}, is {now[name]}" for name in now if state_dict.get(name) != now[name]
         ]
-        if changed and self.trainer is not None and self.trainer.state.fn == "fit":
+        tuned = self.batch_size != self._given_batch_size
+        if changed and not tuned and self.trainer is not None and self.trainer.state.fn == "fit":
             rank_zero_warn(f"The training does not go on as it would have: {'; '.join(changed)}.")
 
     @property

@@ -47,5 +47,7 @@ def settle(trainer: pl.Trainer | None) -> None:
     if not done:
         steps.scheduler_progress.reset_on_run()
         steps.automatic_optimization.optim_progress.reset_on_run()
+        # nothing is half done: with max_steps Lightning would still take it for a restart, and count a batch of none
+        loop._restarting = steps.restarting = False
     steps.val_loop.batch_progress.reset()
     steps._batches_that_stepped = steps.global_step  # what loggers count

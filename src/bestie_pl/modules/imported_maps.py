@@ -60,6 +60,7 @@ class ImportedMaps(pl.LightningModule):
         band: float = BAND,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters()
         self.allow_zero_length_dataloader_with_multiple_devices = True
         names = tuple(class_names) if class_names is not None else tuple(f"class{c}" for c in range(num_classes))
         self.num_classes, self.class_names = num_classes, names
