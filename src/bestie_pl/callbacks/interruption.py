@@ -52,30 +52,29 @@ class Interruption(Callback):
     # ---------------------------------------------------------------- signals
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Take over the signals; Lightning sets its own handler of SIGTERM after this, and is overruled below."""
+        """Know the processes that this one has started."""
         self._signal, self._training = 0, False
         self._children = list(getattr(trainer.strategy.launcher, "procs", []))
-        self._listen()
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """See ``setup``."""
-        self._listen()
+        """Take over the signals."""
+        self._listen(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """See ``setup``."""
-        self._listen()
+        """Take over the signals."""
+        self._listen(trainer)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """See ``setup``."""
-        self._listen()
+        """Take over the signals."""
+        self._listen(trainer)
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """See ``setup``."""
-        self._listen()
+        """Take over the signals."""
+        self._listen(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on a signal waits for the end of the step."""
-        self._listen()
+        self._listen(trainer)
         self._training, self._step = True, trainer.global_step
 
     def on_train_batch_end(
@@ -113,7 +112,10 @@ class Interruption(Callback):
         """Give the signals back."""
         self._give_back()
 
-    def _listen(self) -> None:
+    def _listen(self, trainer: pl.Trainer) -> None:
+        """Overrule Lightning, whose handler of SIGTERM makes processes wait for each other and ends them with 0."""
+        if trainer.received_sigterm:  # before this had taken over
+            _end_with(signal.SIGTERM)
         if threading.current_thread() is not threading.main_thread():
             return
         for number in SIGNALS:
@@ -127,7 +129,8 @@ class Interruption(Callback):
         self._cancel_timer()
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._before.items():
-                signal.signal(number, handler)
+                if signal.getsignal(number) == self._handle:  # Lightning may have done so
+                    signal.signal(number, handler)
         self._before = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -67,13 +67,14 @@ class ResumableWriter(BasePredictionWriter):
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """With another data module, claim the folder at least."""
-        if self.applies(trainer, pl_module) and not self._has_claimed:
+        if self.applies(trainer, pl_module) and not self._has_claimed and trainer.is_global_zero:
             _claim([self], trainer, pl_module, None)
 
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Wait for the other processes, and compare files with images."""
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Compare files with images, when all processes have come here; another run with the same data decides anew."""
+        _forget(trainer)
         images = images_of(trainer)
-        if not self.applies(trainer, pl_module) or images is None:
+        if stage != "predict" or images is None or not self.applies(trainer, pl_module):
             return
         trainer.strategy.barrier("predicted")
         if trainer.is_global_zero and trainer.limit_predict_batches == 1.0:
@@ -85,12 +86,8 @@ class ResumableWriter(BasePredictionWriter):
                     "them; the messages above may say why. Run the same again, which goes on with these"
                 )
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Another run with the same data module decides anew."""
-        _forget(trainer)
-
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """The same after a failure."""
+        """Another run with the same data module decides anew."""
         _forget(trainer)
 
     def _file(self, trainer: pl.Trainer, name: str) -> Path:
@@ -115,7 +112,15 @@ def _unfinished(trainer: pl.Trainer, module: pl.LightningModule) -> Sequence[int
     assert images is not None  # its loader asks
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     writers = [w for w in callbacks if isinstance(w, ResumableWriter) and w.applies(trainer, module)]
-    _claim(writers, trainer, module, images.split.names)
+    problem = None
+    if trainer.is_global_zero:
+        try:
+            _claim(writers, trainer, module, images.split.names)
+        except ValueError as error:
+            problem = str(error)
+    problem = trainer.strategy.broadcast(problem)
+    if problem is not None:
+        raise ValueError(problem)
     finished: list[int] = []
     if trainer.is_global_zero and not any(writer.overwrite for writer in writers):
         for index, name in enumerate(images.split.names):
@@ -125,7 +130,7 @@ def _unfinished(trainer: pl.Trainer, module: pl.LightningModule) -> Sequence[int
     if finished:
         rank_zero_info(f"{len(finished)} of {len(images)} images were finished before and are left out.")
     for writer in writers:
-        writer.left_out = finished
+        writer.left_out, writer._has_claimed = finished, True
     done = set(finished)
     return [row for row in range(len(images)) if row not in done]
 
@@ -136,25 +141,14 @@ def _claim(
     module: pl.LightningModule,
     names: Sequence[str] | None,
 ) -> None:
-    """The first process claims the folders; if one is refused, all processes raise ValueError."""
-    problem = None
-    if trainer.is_global_zero:
-        try:
-            for writer in writers:
-                folder = writer.folder(trainer)
-                sweep(folder, age=5)
-                # which images there are is known of our own data modules alone
-                files = list(folder.rglob(f"*{writer.suffix}")) if names is None and not writer.overwrite else []
-                files += [writer._file(trainer, name) for name in names or ()]
-                made_by = provenance(trainer, module, folder, writer.settings())
-                claim(folder, made_by, files, overwrite=writer.overwrite)
-        except ValueError as error:
-            problem = str(error)
-    problem = trainer.strategy.broadcast(problem)
-    if problem is not None:
-        raise ValueError(problem)
+    """Say in the folders what makes their files, or raise ValueError; for the first process."""
     for writer in writers:
-        writer._has_claimed = True
+        folder = writer.folder(trainer)
+        sweep(folder, age=5)
+        # which images there are is known of our own data modules alone
+        files = list(folder.rglob(f"*{writer.suffix}")) if names is None and not writer.overwrite else []
+        files += [writer._file(trainer, name) for name in names or ()]
+        claim(folder, provenance(trainer, module, folder, writer.settings()), files, overwrite=writer.overwrite)
 
 
 def _forget(trainer: pl.Trainer) -> None:
