@@ -61,7 +61,7 @@ def predict(module: pl.LightningModule, data: Any, folder: Path, *callbacks: pl.
 
 
 def content(folder: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in folder.iterdir()}
+    return {path.name: path.read_text() for path in folder.glob("*.txt")}
 
 
 def names_of(root: Path, split: str) -> list[str]:

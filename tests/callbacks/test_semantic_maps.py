@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from bestie_pl.callbacks.cues import CueWriter
+from bestie_pl.callbacks.provenance import FILE
 from bestie_pl.callbacks.semantic_maps import SemanticMapWriter
 from bestie_pl.data.shapes import ShapesDataModule
 from bestie_pl.modules.imported_maps import ImportedMaps
@@ -65,7 +67,7 @@ def read(path: Path) -> np.ndarray:
 
 def test_maps_of_a_classifier_are_written_in_the_release_format(shapes_folder: Path, tmp_path: Path) -> None:
     predict(Classifier(), make_data(shapes_folder), tmp_path, SemanticMapWriter(background=0.5, iterations=3))
-    files = sorted((tmp_path / "semantic_maps").iterdir())
+    files = sorted((tmp_path / "semantic_maps").glob("*.png"))
     assert [path.name for path in files] == [f"train_{n:06}.png" for n in range(16)]
     tags = {line.split()[0]: set(map(int, line.split()[1:])) for line in (shapes_folder / "train_cls.txt").open()}
     for path in files:
@@ -84,7 +86,7 @@ def test_an_interrupted_run_goes_on_and_the_report_covers_all(shapes_folder: Pat
     predict(whole, data, tmp_path, SemanticMapWriter())
     report = json.loads((tmp_path / "semantic_maps.json").read_text())
     assert len(whole.seen) == 16 and 0 < report["miou"] < 1
-    files = sorted((tmp_path / "semantic_maps").iterdir())
+    files = sorted((tmp_path / "semantic_maps").glob("*.png"))
     for path in files[5:9]:
         path.unlink()
     before = files[0].stat().st_mtime_ns
@@ -112,7 +114,7 @@ def test_an_image_is_left_out_only_if_every_writer_has_finished_it(shapes_folder
     (tmp_path / "one" / "train_000003.png").unlink()
     both = Classifier()
     predict(both, data, tmp_path, SemanticMapWriter(str(tmp_path / "one")), SemanticMapWriter(str(tmp_path / "two")))
-    assert len(both.seen) == 16 and len(os.listdir(tmp_path / "two")) == 16
+    assert len(both.seen) == 16 and len(os.listdir(tmp_path / "two")) == 16 + 1
 
 
 def test_cues_and_maps_come_from_one_look_at_each_image(shapes_folder: Path, tmp_path: Path) -> None:
@@ -142,10 +144,10 @@ def test_cues_and_maps_come_from_one_look_at_each_image(shapes_folder: Path, tmp
     writers = [(CueWriter(str(folder / "cues")), SemanticMapWriter(iterations=1)) for folder in (both, cues, maps)]
     assert run(both, *writers[0]) == 16
     assert run(cues, writers[1][0]) == run(maps, writers[2][1]) == 16
-    assert content(both / "cues") == content(cues / "cues") and len(content(cues / "cues")) == 16
+    assert content(both / "cues") == content(cues / "cues") and len(content(cues / "cues")) == 16 + 1
     assert content(both / "semantic_maps") == content(maps / "semantic_maps")
-    assert any(np.unique(read(path)).max() > 0 for path in (maps / "semantic_maps").iterdir())
-    assert {Image.open(path).size for path in (maps / "semantic_maps").iterdir()} == {(64, 64)}
+    assert any(np.unique(read(path)).max() > 0 for path in (maps / "semantic_maps").glob("*.png"))
+    assert {Image.open(path).size for path in (maps / "semantic_maps").glob("*.png")} == {(64, 64)}
 
 
 def test_two_processes_write_each_image_once_and_one_report(shapes_folder: Path, tmp_path: Path) -> None:
@@ -153,8 +155,8 @@ def test_two_processes_write_each_image_once_and_one_report(shapes_folder: Path,
     predict(Classifier(), data, tmp_path / "one", SemanticMapWriter())
     for gone in (tmp_path / "two" / "semantic_maps", tmp_path / "one" / "semantic_maps"):
         gone.mkdir(parents=True, exist_ok=True)
-    some = "train_000004.png"  # one image is there already
-    (tmp_path / "two" / "semantic_maps" / some).write_bytes((tmp_path / "one" / "semantic_maps" / some).read_bytes())
+    for some in ("train_000004.png", FILE):  # one image is there already
+        shutil.copy(tmp_path / "one" / "semantic_maps" / some, tmp_path / "two" / "semantic_maps" / some)
     predict(Classifier(), data, tmp_path / "two", SemanticMapWriter(), devices=2, strategy="ddp_fork")
     one, two = (json.loads((tmp_path / name / "semantic_maps.json").read_text()) for name in ("one", "two"))
     assert one["figures"] == pytest.approx(two["figures"], nan_ok=True) and one["miou"] == pytest.approx(two["miou"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -82,22 +83,70 @@ def test_fit_test_predict_and_a_second_fit(shapes_folder: Path, tmp_path: Path) 
         assert record["class"] in ("fish", "lock", "beetle", "kite", "moon") and 0 <= record["score"] <= 1
         assert codec.decode(record["segmentation"]).shape == (50, 70)
 
-    # the first run's files stay
-    first = (tmp_path / "checkpoints" / "last.ckpt").resolve().read_bytes()
+    # the first run's files stay, and the last state is the newest run's
+    last, first = tmp_path / "checkpoints" / "last.ckpt", log / "checkpoints" / "step=2.ckpt"
+    before = first.read_bytes()
+    assert last.resolve() == first.resolve()
     bestie("fit", *arguments, "--trainer.max_steps=3", "--seed_everything=1")
-    assert (tmp_path / "checkpoints" / "last.ckpt").resolve().read_bytes() == first
-    assert (tmp_path / "checkpoints" / "last-v1.ckpt").exists()
-    assert (tmp_path / "logs" / "version_3").is_dir()
+    assert last.resolve() == (tmp_path / "logs" / "version_3" / "checkpoints" / "step=3.ckpt").resolve()
+    assert first.read_bytes() == before and [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
+    assert scores["sha256"] == hashlib.sha256(before).hexdigest() and scores["step"] == 2
 
 
 def test_runs_without_a_folder_of_their_own_follow_each_other(shapes_folder: Path, tmp_path: Path) -> None:
-    """Lightning's Weights & Biases logger has one folder for all runs, as has a training without logger."""
+    """A training without logger, and one whose logger would have a folder for all runs."""
     arguments = ["--config", "configs/shapes/points.yaml", *shapes_arguments(tmp_path, shapes_folder)]
-    for steps in (1, 2):
-        run(
-            "fit", *arguments, "--trainer.logger=false", f"--trainer.max_steps={steps}", "--trainer.limit_val_batches=0"
-        )
-        assert yaml.safe_load((tmp_path / "config.yaml").read_text())["trainer"]["max_steps"] == steps
+    short = ["--trainer.limit_val_batches=0", "--trainer.limit_train_batches=1", "--trainer.max_epochs=1"]
+    logger = ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={tmp_path}"]
+    for number, mine in enumerate((["--trainer.logger=false"], logger)):
+        run("fit", *arguments, *short, *mine, f"--trainer.max_steps={number + 1}")
+        folder = tmp_path / "logs" / f"version_{number}"
+        assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_steps"] == number + 1
+        assert {"checkpoints", "pictures", "config.yaml"} <= {path.name for path in folder.iterdir()}
+        assert (tmp_path / "pictures" / "training.png").resolve() == (folder / "pictures" / "training.png").resolve()
+    logged = yaml.safe_load((folder / "hparams.yaml").read_text())
+    assert logged["data"]["init_args"]["batch_size"] == 2 and logged["trainer"]["max_steps"] == 2
+    assert logged["seed_everything"] == 3407 and logged["environment"]["torch"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "logs", "pictures"]
+
+
+def test_nothing_is_evaluated_with_random_weights(shapes_folder: Path, tmp_path: Path) -> None:
+    """Nor does a training go on from nothing."""
+    arguments = ["--config", "configs/shapes/points.yaml", *shapes_arguments(tmp_path, shapes_folder)]
+    for verb in ("test", "predict", "validate"):
+        with pytest.raises(ValueError, match="BestieModule has random weights: give --ckpt_path"):
+            run(verb, *arguments)
+    for verb, remedy in (("test", "train first"), ("fit", "leave it out to train from the start")):
+        with pytest.raises(FileNotFoundError, match=f"no complete checkpoint of a run in .*{remedy}"):
+            run(verb, *arguments, "--ckpt_path=last")
+    assert not list(tmp_path.rglob("*.*")), "nothing was begun"
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_a_precision_in_which_offsets_cannot_be_is_refused(precision: str, shapes_folder: Path, tmp_path: Path) -> None:
+    arguments = ["--config", "configs/shapes/points.yaml", *shapes_arguments(tmp_path, shapes_folder)]
+    with pytest.raises(ValueError, match=f"trainer.precision {precision} .* use "):
+        run("fit", *arguments, f"--trainer.precision={precision}")
+
+
+@pytest.mark.slow
+def test_with_weights_and_biases_too(shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything of a run is in its folder, and the logger knows the whole configuration."""
+    pytest.importorskip("wandb")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = str(REPOSITORY / "configs" / "shapes" / "points.yaml")
+    arguments = ["--config", config, *shapes_arguments(tmp_path / "runs", shapes_folder)]
+    logger = ["--trainer.logger=WandbLogger", "--trainer.logger.project=test"]
+    run("fit", *arguments, *logger, "--trainer.max_steps=1", "--trainer.limit_val_batches=0")
+    folder = tmp_path / "runs" / "logs" / "version_0"
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert {"wandb", "checkpoints", "config.yaml", "pictures"} <= {path.name for path in folder.iterdir()}
+    import wandb
+
+    known = dict(wandb.run.config) if wandb.run is not None else {}
+    wandb.finish()
+    assert known["data"]["init_args"]["batch_size"] == 2 and known["seed_everything"] == 3407
 
 
 @pytest.mark.parametrize("config", sorted(str(path.relative_to(REPOSITORY)) for path in CONFIGS.glob("shapes/*.yaml")))
@@ -234,8 +283,61 @@ def test_an_interrupted_training_leaves_a_checkpoint_that_resumes(shapes_folder:
     import torch
 
     step = torch.load(log, weights_only=True)["global_step"]
-    assert step > 0
+    assert step > 0 and "saved checkpoint to" in errors
     bestie("fit", *arguments, f"--trainer.max_steps={step + 1}", "--ckpt_path=last")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["signal", "image"])
+def test_a_signalled_or_failing_process_ends_all(case: str, shapes_folder: Path, tmp_path: Path) -> None:
+    """The second process gets SIGTERM, or its image cannot be read: both end, and the status says so."""
+    root = tmp_path / "shapes"
+    shutil.copytree(shapes_folder, root)
+    arguments = ["--config", "configs/shapes/points.yaml", *shapes_arguments(tmp_path / "run", root)]
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_steps=100000"]
+    if case == "image":
+        # one image in eight is of this process in the first epochs
+        next((root / "JPEGImages").glob("train_*")).write_bytes(b"no image")
+    process = subprocess.Popen(
+        [Path(sys.executable).with_name("bestie-pl"), "fit", *arguments, *two, "--trainer.limit_val_batches=0"],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    last, deadline = tmp_path / "run" / "checkpoints" / "last.ckpt", time.monotonic() + 240
+    try:
+        if case == "signal":
+            while not last.exists() and time.monotonic() < deadline and process.poll() is None:
+                time.sleep(0.2)
+            (second,) = _children(process.pid)
+            os.kill(second, signal.SIGTERM)
+        _, errors = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    if case == "signal":
+        import torch
+
+        assert process.returncode == 143, errors
+        assert "the training stops after this step" in errors and "saved checkpoint to" in errors
+        assert torch.load(last, weights_only=True)["global_step"] > 0
+    else:
+        assert process.returncode not in (0, None)
+        assert "cannot be read as an image" in errors
+
+
+def _children(pid: int) -> list[int]:
+    """Processes that one has started, without the workers of loaders: their command line is its own."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and b"bestie" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
 
 
 def test_training_on_two_processes(shapes_folder: Path, tmp_path: Path) -> None:

@@ -6,13 +6,18 @@ import pickle
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from pytorch_lightning.trainer.states import TrainerFn
 
 from bestie_pl.data.files import Packed, read_names
 from bestie_pl.data.formats.cues import read_cues
@@ -20,7 +25,7 @@ from bestie_pl.data.formats.images import open_image
 from bestie_pl.data.formats.maps import read_semantic
 from bestie_pl.data.formats.tags import read_tag_list
 from bestie_pl.data.release import MEAN_COLOR
-from bestie_pl.data.samplers import EvaluationSampler, TrainingSampler, repeat_factors
+from bestie_pl.data.samplers import EvaluationBatches, EvaluationSampler, TrainingSampler, repeat_factors
 from bestie_pl.data.samples import collate
 from bestie_pl.data.voc import VOCDataModule
 from bestie_pl.metrics.labels import LabelQuality
@@ -401,15 +406,73 @@ def test_too_few_images_for_a_batch(voc_folder):
         fit_module(voc_folder, batch_size=7).train_dataloader()
 
 
+def test_a_found_batch_size_ends_with_the_images(voc_folder):
+    """Lightning's finder doubles it."""
+    data = fit_module(voc_folder)
+    for size, used in ((4, 4), (8, 6)):
+        data.batch_size = size
+        assert len(next(iter(data.train_dataloader()))) == used == data.batch_size
+
+
 def test_augmentation_follows_from_the_batch_number(voc_folder):
     data = fit_module(voc_folder)
     raw = next(iter(data.train_dataloader()))
     batches = [data.on_after_batch_transfer(raw, 0).images for _ in range(3)]
     assert not torch.equal(batches[0], batches[1])
     resumed = fit_module(voc_folder)
-    resumed.load_state_dict(pickle.loads(pickle.dumps({"batches_augmented": 2})))
+    resumed.batches_augmented = 2
     assert torch.equal(resumed.on_after_batch_transfer(raw, 0).images, batches[2])
-    assert resumed.state_dict() == data.state_dict()
+
+
+def test_a_training_that_goes_on_with_other_images_says_so(voc_folder):
+    data = fit_module(voc_folder)
+    state = pickle.loads(pickle.dumps(data.state_dict()))
+    data.trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    data.trainer.state.fn = TrainerFn.FITTING
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data.load_state_dict(state)
+    state["images_a_step"] = 2
+    with pytest.warns(UserWarning, match="images_a_step was 2, is 3"):
+        data.load_state_dict(state)
+
+
+def test_training_goes_on_anywhere_in_an_epoch():
+    whole = TrainingSampler(range(10), 2, 1, seed=3)
+    whole.set_epoch(4)
+    rest = TrainingSampler(range(10), 2, 1, seed=3, position=lambda: (4, 3))
+    assert list(rest) == list(whole)[3:] and len(rest) == len(whole) == 5
+
+
+@given(sizes=st.lists(st.tuples(st.integers(1, 4000), st.integers(1, 4000)), max_size=20), batch_size=st.integers(1, 6))
+def test_evaluated_batches_hold_each_image_once_and_are_half_padding_at_most(sizes, batch_size):
+    batches = list(EvaluationBatches([], batch_size, images=range(len(sizes)), size_of=sizes.__getitem__))
+    assert [image for batch in batches for image in batch] == list(range(len(sizes)))
+    for batch in batches:
+        assert 1 <= len(batch) <= batch_size
+        height, width = (max(side) for side in zip(*(sizes[image] for image in batch), strict=True))
+        assert height * width * len(batch) <= 2 * sum(sizes[image][0] * sizes[image][1] for image in batch)
+
+
+def test_one_large_image_among_small_ones_is_seen_alone(voc_folder):
+    large = voc_folder / "JPEGImages" / "a2.jpg"
+    Image.open(large).resize((800, 700)).save(large)
+    data = VOCDataModule(str(voc_folder), **(TRAIN | {"eval_batch_size": 6}))
+    data.setup("predict")
+    batches = list(data.predict_dataloader())
+    assert [batch.names for batch in batches] == [("a0", "a1"), ("a2",), ("a3", "a4")]
+    assert [batch.images.shape[-1] for batch in batches] == [64, 800, 64]
+
+
+def test_a_process_without_images_has_a_batch_of_none(voc_folder):
+    data = VOCDataModule(str(voc_folder), **TRAIN)
+    data.setup("validate")
+    data.trainer = SimpleNamespace(world_size=7, global_rank=6, training=False)
+    (batch,) = data.val_dataloader()
+    assert len(batch) == 0 and batch.references == () and batch.semantic_references == ()
+    assert len(data.on_after_batch_transfer(batch, 0)) == 0
+    data.setup("predict")
+    assert list(data.predict_dataloader()) == []  # nobody waits for anybody
 
 
 class Recorder(pl.LightningModule):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from bestie_pl.data.coco import COCODataModule
@@ -23,7 +24,10 @@ def make_data(root: Path, **settings: Any) -> ShapesDataModule:
 
 
 def with_trainer(data: ShapesDataModule, *, training: bool) -> ShapesDataModule:
-    data.trainer = SimpleNamespace(world_size=1, global_rank=0, training=training, limit_val_batches=1)  # type: ignore[assignment]
+    loop = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False).fit_loop
+    data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        world_size=1, global_rank=0, training=training, limit_val_batches=1, fit_loop=loop
+    )
     return data
 
 
@@ -61,9 +65,9 @@ def test_prediction_can_be_restricted(shapes_folder: Path) -> None:
     data = make_data(shapes_folder, predict_split="train", eval_batch_size=1)
     data.setup("predict")
     names = [batch.names[0] for batch in data.predict_dataloader()]
-    data.predict_only([2, 5])
+    data.predict_only(lambda: [2, 5])
     assert [batch.names[0] for batch in data.predict_dataloader()] == [names[2], names[5]]
-    data.predict_only([])
+    data.predict_only(lambda: [])
     assert list(data.predict_dataloader()) == []
 
 

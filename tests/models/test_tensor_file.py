@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,3 +155,16 @@ def test_long_lists_are_cut() -> None:
     wanted = {f"t{n:02}": torch.zeros(1) for n in range(12)}
     text = differences({}, wanted)
     assert text.startswith("12 tensors missing: t00, t01") and text.endswith("t07 and 4 more")
+
+
+def test_an_archive_that_claims_more_than_it_has_is_refused(tmp_path: Path) -> None:
+    """A few kilobytes could ask for any memory."""
+    small, bomb = tmp_path / "small.ckpt", tmp_path / "bomb.ckpt"
+    torch.save({"a": torch.zeros(1_000_000)}, small)
+    with zipfile.ZipFile(small) as source, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as target:
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+    assert bomb.stat().st_size < 20_000
+    with pytest.raises(ValueError, match="claims 4.* bytes of tensors in a file of"):
+        read_file(bomb)
+    assert torch.equal(read_file(small)["a"], torch.zeros(1_000_000))

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from bestie_pl.data.shapes import ShapesDataModule
 from bestie_pl.modules.bestie import BestieModule
-from bestie_pl.modules.weights import load_network
+from bestie_pl.modules.imported_maps import ImportedMaps
+from bestie_pl.modules.weights import check_checkpoint, load_network, provide_weights
 
 HRNET = "hrnet_w18_small"
 
@@ -79,3 +80,134 @@ def test_nothing_of_a_checkpoint_to_start_from_is_executed(tmp_path: Path) -> No
         load_network(module.model, tmp_path / "x.ckpt")
     assert not sprung.exists()
     assert all(torch.equal(value, before[name]) for name, value in module.model.state_dict().items())
+
+
+# ---------------------------------------------------------------- checkpoints to go on from and to evaluate
+
+
+def small(**settings: Any) -> BestieModule:
+    return BestieModule(
+        2,
+        **{
+            "class_names": ["cat", "dog"],
+            "backbone": HRNET,
+            "backbone_weights": None,
+            "decoder": "pyramid",
+            **settings,
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a training writes, as far as a check looks at it."""
+    module = small()
+    path = tmp_path_factory.mktemp("trained") / "step=1.ckpt"
+    content = {
+        "state_dict": module.state_dict(),
+        "hyper_parameters": dict(module.hparams),
+        "pytorch-lightning_version": pl.__version__,
+        **{"loops": {}, "optimizer_states": [], "lr_schedulers": []},
+    }
+    torch.save(content, path)
+    return path
+
+
+def test_a_checkpoint_that_fits_passes(trained: Path) -> None:
+    check_checkpoint(trained, small(), to_train=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"<!DOCTYPE html><html>not found</html>", "no file of tensors and plain values only"),
+        ("cut", "no file of tensors and plain values only"),
+        ({"model.a": torch.zeros(1)}, "no checkpoint of a training"),
+        ({"state_dict": {}, "pytorch-lightning_version": "2.6"}, "no checkpoint of a training"),
+        ({"state_dict": {"model.a": torch.zeros(1)}, "pytorch-lightning_version": "2.6"}, "tensors missing: model"),
+        ([pl.Trainer], "it needs pytorch_lightning.trainer.trainer.Trainer, which may run code"),
+    ],
+)
+def test_what_is_no_checkpoint_is_named_in_one_sentence(content: Any, says: str, trained: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.ckpt"
+    if content == "cut":
+        content = trained.read_bytes()[:5000]
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(ValueError, match=f"x.ckpt.*{says}") as error:
+        check_checkpoint(path, small(), to_train=False)
+    assert "weights_only" not in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+def changed(trained: Path, path: Path, **parts: Any) -> Path:
+    content = torch.load(trained, weights_only=True)
+    for name, part in parts.items():
+        content[name] = part(content[name]) if callable(part) else part
+    torch.save({name: part for name, part in content.items() if part is not None}, path)
+    return path
+
+
+def test_prefixed_and_missing_tensors_are_listed(trained: Path, tmp_path: Path) -> None:
+    path = changed(trained, tmp_path / "a.ckpt", state_dict=lambda state: {f"net.{k}": v for k, v in state.items()})
+    with pytest.raises(ValueError, match=r"missing: model.*unknown: net\.model"):
+        check_checkpoint(path, small(), to_train=False)
+    with pytest.raises(FileNotFoundError, match="no such checkpoint.*none.ckpt"):
+        check_checkpoint(tmp_path / "none.ckpt", small(), to_train=False)
+
+
+def test_weights_alone_are_evaluated_and_not_trained_on(trained: Path, tmp_path: Path) -> None:
+    path = changed(trained, tmp_path / "a.ckpt", loops=None, optimizer_states=None)
+    check_checkpoint(path, small(), to_train=False)
+    with pytest.raises(ValueError, match="start from it by init_from"):
+        check_checkpoint(path, small(), to_train=True)
+
+
+def test_values_that_are_not_finite_are_refused(trained: Path, tmp_path: Path) -> None:
+    def spoil(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        name = next(name for name, values in state.items() if values.is_floating_point())
+        return state | {name: torch.full_like(state[name], torch.nan)}
+
+    path = changed(trained, tmp_path / "a.ckpt", state_dict=spoil)
+    with pytest.raises(ValueError, match="not finite, in model"):
+        check_checkpoint(path, small(), to_train=False)
+    with pytest.raises(ValueError, match="not finite"):
+        provide_weights(small(init_from=str(path)))
+
+
+@pytest.mark.parametrize("names", [["dog", "cat"], ["cat", "hound"]])
+def test_classes_of_other_names_are_refused_unless_accepted(trained: Path, names: list[str]) -> None:
+    module = small(class_names=names)
+    with pytest.raises(ValueError, match="classes are others than the data's.*--accept_class_names"):
+        check_checkpoint(trained, module, to_train=False)
+    with pytest.raises(ValueError, match="classes are others"):
+        load_network(module.model, trained, module)
+    module.accept_class_names = True  # type: ignore[assignment]
+    check_checkpoint(trained, module, to_train=False)
+    load_network(module.model, trained, module)
+
+
+def test_random_weights_are_not_evaluated(trained: Path) -> None:
+    with pytest.raises(ValueError, match="BestieModule has random weights: give --ckpt_path"):
+        provide_weights(small())
+    with pytest.raises(ValueError, match="random weights"):
+        provide_weights(small(backbone_weights="imagenet"))
+    module = small(init_from=str(trained))
+    assert provide_weights(module) == str(trained)
+    state = torch.load(trained, weights_only=True)["state_dict"]
+    assert all(torch.equal(values, state[name]) for name, values in module.state_dict().items())
+    assert provide_weights(ImportedMaps(2, folder="absent")) is None  # has no weights
+
+
+def test_init_from_and_last_mean_the_same_file(trained: Path, tmp_path: Path) -> None:
+    """Also where the link is missing, or leads to an older run."""
+    for number in (0, 1):
+        folder = tmp_path / "logs" / f"version_{number}" / "checkpoints"
+        folder.mkdir(parents=True)
+        changed(trained, folder / "step=1.ckpt", state_dict=lambda s: {k: v * 0 + number for k, v in s.items()})  # noqa: B023
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    last.parent.mkdir()
+    for target in (None, "../logs/version_0/checkpoints/step=1.ckpt"):
+        if target is not None:
+            last.symlink_to(target)
+        module = small()
+        load_network(module.model, last)
+        assert all((values == 1).all() for values in module.model.parameters())

@@ -12,9 +12,11 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
+from bestie_pl.callbacks.provenance import weights_of
 from bestie_pl.callbacks.resume import ResumableWriter, below_root, images_of
+from bestie_pl.callbacks.run_folder import publish, run_folder
 from bestie_pl.callbacks.scores import environment
-from bestie_pl.data.files import below, write_json, write_text
+from bestie_pl.data.files import write_json, write_text
 from bestie_pl.data.formats.cues import format_cues, read_cues
 from bestie_pl.metrics.cues import CueQuality
 from bestie_pl.modules.peak_attention import PeakAttentionModule
@@ -51,6 +53,8 @@ class CueWriter(ResumableWriter):
         overwrite: Predict and write all images anew.
     """
 
+    suffix = ".txt"
+
     def __init__(self, output_dir: str | None = None, *, overwrite: bool = False) -> None:
         super().__init__(overwrite)
         self.output_dir = output_dir
@@ -66,12 +70,8 @@ class CueWriter(ResumableWriter):
         """Whether the module makes cues."""
         return isinstance(pl_module, PeakAttentionModule)
 
-    def is_finished(self, trainer: pl.Trainer, name: str) -> bool:
-        """Whether the image has its file."""
-        return below(self.folder(trainer), f"{name}.txt").is_file()
-
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Leave out the finished images."""
+        """Start the figures, and leave out the finished images."""
         super().setup(trainer, pl_module, stage)
         if stage == "predict" and isinstance(pl_module, PeakAttentionModule):
             self.quality = CueQuality(len(pl_module.class_names))
@@ -93,7 +93,7 @@ class CueWriter(ResumableWriter):
         for b, (name, cues) in enumerate(zip(batch.names, prediction.cues, strict=True)):
             # another writer may have asked for an image that has its cues
             if self.overwrite or not self.is_finished(trainer, name):
-                write_text(below(self.folder(trainer), f"{name}.txt"), format_cues(cues))
+                write_text(self._file(trainer, name), format_cues(cues))
             self._measure(trainer, name, batch.original_sizes[b], tags[b], references[b])
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -111,7 +111,7 @@ class CueWriter(ResumableWriter):
         self, trainer: pl.Trainer, name: str, size: tuple[int, int], tags: Tensor, references: Instances | None
     ) -> None:
         """Add one image to the figures, as its file says: that is what training reads."""
-        self.quality.update(read_cues(below(self.folder(trainer), f"{name}.txt"), size, len(tags)), tags, references)
+        self.quality.update(read_cues(self._file(trainer, name), size, len(tags)), tags, references)
 
     def _report(self, trainer: pl.Trainer, module: PeakAttentionModule) -> None:
         with warnings.catch_warnings():  # a process without an image is fine
@@ -129,13 +129,14 @@ class CueWriter(ResumableWriter):
         ]
         content = {
             "folder": str(self.folder(trainer)),
-            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            **weights_of(trainer, module),
             "settings": {name: module.hparams[name] for name in SETTINGS},
             **{name: value for name, value in numbers.items() if not isinstance(value, list)},
             "thresholds": rows,
             "environment": environment(),
         }
-        write_json(Path(trainer.default_root_dir, "cue_report.json"), content)
+        write_json(run_folder(trainer) / "cue_report.json", content)
+        publish(trainer, "cue_report.json")
         rank_zero_info(f"Cues in {self.folder(trainer)}: {rows[0]['cues']} in {numbers['images']} images.")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,6 +12,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import rank_zero_only
 
 from bestie_pl.callbacks.drawing import Picture, draw_points, overlay, sheet, to_picture, write_picture
+from bestie_pl.callbacks.run_folder import publish, run_folder
 from bestie_pl.modules.bestie import BestieModule
 from bestie_pl.ops.masks import paint
 from bestie_pl.structures import Batch, Instances
@@ -94,7 +94,7 @@ class PictureWriter(Callback):
         wanted = min(self.count - len(self._tested), len(batch))
         if wanted <= 0 or not isinstance(pl_module, BestieModule):
             return
-        predictions, semantic = pl_module.predict_instances(batch)
+        predictions, semantic = outputs
         for b in range(wanted):
             height, width = batch.sizes[b]
             image = to_picture(batch.images[b, :, :height, :width])
@@ -136,8 +136,9 @@ def _draw_prediction(image: Picture, instances: Instances) -> Picture:
 
 
 def _save(trainer: pl.Trainer, name: str, rows: Sequence[Sequence[Picture]], titles: Sequence[str]) -> None:
-    path = Path(trainer.default_root_dir, "pictures", name)
+    path = run_folder(trainer) / "pictures" / name
     write_picture(path, sheet(rows, titles))
+    publish(trainer, f"pictures/{name}")
     for logger in trainer.loggers:
         if hasattr(logger, "log_image"):  # Weights & Biases
             logger.log_image(f"pictures/{path.stem}", [str(path)])

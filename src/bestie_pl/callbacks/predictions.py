@@ -7,26 +7,39 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import BasePredictionWriter
 
-from bestie_pl.data.files import below, write_json
+from bestie_pl.callbacks.resume import ResumableWriter
+from bestie_pl.callbacks.semantic_maps import MakesActivations, MakesMaps
+from bestie_pl.data.files import write_json
 from bestie_pl.structures import Instances
 
 
-class PredictionWriter(BasePredictionWriter):
+class PredictionWriter(ResumableWriter):
     """Write each image's predicted instances to ``<output_dir>/<image name>.json`` as soon as they are known.
 
     A file is a list of ``{"image", "class", "category_id", "score", "segmentation"}``, best score first, with masks as
-    COCO run-length codes at the image's original size. In a distributed run every process writes its own images.
-    Predictions that are no instances are left to other writers.
+    COCO run-length codes at the image's original size. Files appear complete or not at all; a run that was interrupted
+    goes on with the images that are missing. In a distributed run every process writes its own images. Does nothing for
+    modules that make maps or cues.
 
     Args:
-        output_dir: Folder for the files; ``predictions`` in the run's folder if omitted.
+        output_dir: Folder for the files; ``predictions`` in the folder of the runs if omitted.
+        overwrite: Predict and write all images anew.
     """
 
-    def __init__(self, output_dir: str | None = None) -> None:
-        super().__init__("batch")
+    suffix = ".json"
+
+    def __init__(self, output_dir: str | None = None, *, overwrite: bool = False) -> None:
+        super().__init__(overwrite)
         self.output_dir = output_dir
+
+    def folder(self, trainer: pl.Trainer) -> Path:
+        """Where the predictions go."""
+        return Path(self.output_dir or Path(trainer.default_root_dir, "predictions"))
+
+    def applies(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+        """Whether the module may predict instances."""
+        return not isinstance(pl_module, (MakesMaps, MakesActivations))
 
     def write_on_batch_end(
         self,
@@ -41,13 +54,12 @@ class PredictionWriter(BasePredictionWriter):
         """Write one batch."""
         if not all(isinstance(instances, Instances) for instances in prediction):
             return
-        folder = Path(self.output_dir or Path(trainer.default_root_dir, "predictions"))
         data = getattr(trainer, "datamodule", None)
         names = getattr(pl_module, "class_names", None)
         categories = getattr(data, "category_ids", None)
         for name, instances in zip(batch.names, prediction, strict=True):
             write_json(
-                below(folder, f"{name}.json"),
+                self._file(trainer, name),
                 [_record(name, instances, row, names, categories) for row in range(len(instances))],
             )
 

@@ -7,7 +7,6 @@ import platform
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
@@ -15,6 +14,8 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import rank_zero_only
 
 from bestie_pl import __version__
+from bestie_pl.callbacks.provenance import plain_settings, weights_of
+from bestie_pl.callbacks.run_folder import publish, run_folder
 from bestie_pl.data.files import write_json
 from bestie_pl.modules.bestie import BestieModule
 
@@ -35,8 +36,9 @@ def environment() -> dict[str, str]:
 class ScoreWriter(Callback):
     """Write the scores of ``validate`` and ``test`` to ``scores_<stage>.json`` in the run's folder.
 
-    The file says what the scores rest on: supervision, recipe, oracle, views that predictions are averaged over, and
-    every use of ground truth in training; and which scores are VOC's and which COCO's.
+    The folder of all runs leads to the newest; the others stay with their runs. The file says which weights were
+    scored, with which settings; what the scores rest on: supervision, recipe, oracle, views that predictions are
+    averaged over, and every use of ground truth in training; and which scores are VOC's and which COCO's.
     """
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -58,9 +60,11 @@ class ScoreWriter(Callback):
             "oracle": getattr(module, "oracle", None),
             "inference": asdict(module.inference) if isinstance(module, BestieModule) else None,
             "ground_truth_used": list(getattr(data, "leak_notes", ())),
-            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            **weights_of(trainer, module),
+            "settings": plain_settings(module),
             "scores": scores,
             "legend": getattr(module, "legend", None),
             "environment": environment(),
         }
-        write_json(Path(trainer.default_root_dir, f"scores_{stage}.json"), content)
+        write_json(run_folder(trainer) / f"scores_{stage}.json", content)
+        publish(trainer, f"scores_{stage}.json")

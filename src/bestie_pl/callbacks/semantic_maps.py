@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,9 +14,11 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
 
+from bestie_pl.callbacks.provenance import weights_of
 from bestie_pl.callbacks.resume import ResumableWriter, below_root, images_of
+from bestie_pl.callbacks.run_folder import publish, run_folder
 from bestie_pl.callbacks.scores import environment
-from bestie_pl.data.files import below, require_folder, write_json
+from bestie_pl.data.files import require_folder, write_json
 from bestie_pl.data.formats.maps import MapFolder, read_if_present, write_semantic
 from bestie_pl.metrics.semantic import SemanticIoU
 from bestie_pl.metrics.semantic_maps import SemanticMapFigures
@@ -68,6 +70,8 @@ class SemanticMapWriter(ResumableWriter):
         earlier_dir: Maps of the round before, to report how many pixels agree; relative as above.
     """
 
+    suffix = ".png"
+
     def __init__(
         self,
         output_dir: str | None = None,
@@ -98,9 +102,9 @@ class SemanticMapWriter(ResumableWriter):
         """Whether the module makes maps or activations."""
         return isinstance(pl_module, (MakesMaps, MakesActivations))
 
-    def is_finished(self, trainer: pl.Trainer, name: str) -> bool:
-        """Whether the image has its map."""
-        return below(self.folder(trainer), f"{name}.png").is_file()
+    def settings(self) -> Mapping[str, Any]:
+        """How activations become maps."""
+        return {"background": self.background, "band": self.band, "iterations": self.iterations}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check the folders, and leave out the finished images."""
@@ -136,7 +140,7 @@ class SemanticMapWriter(ResumableWriter):
         else:
             maps, agreement = self._from_activations(prediction, batch), None
         for b, (name, semantic) in enumerate(zip(batch.names, maps, strict=True)):
-            write_semantic(below(self.folder(trainer), f"{name}.png"), semantic)
+            write_semantic(self._file(trainer, name), semantic)
             height, width = batch.sizes[b]
             self._measure(
                 name,
@@ -211,10 +215,10 @@ class SemanticMapWriter(ResumableWriter):
         values = {name: _number(value) for name, value in figures.items()}
         settings = {name: getattr(pl_module, name) for name in SETTINGS if hasattr(pl_module, name)}
         if isinstance(pl_module, MakesActivations):
-            settings |= {"background": self.background, "band": self.band, "iterations": self.iterations}
+            settings |= self.settings()
         content: dict[str, Any] = {
             "folder": str(self.folder(trainer)),
-            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            **weights_of(trainer, pl_module),
             "settings": settings,
             "figures": values,
             "environment": environment(),
@@ -223,7 +227,8 @@ class SemanticMapWriter(ResumableWriter):
             content["miou"] = _number(iou["miou"])
             names = ("background", *self.names)
             content["iou"] = {name: _number(value) for name, value in zip(names, iou["per_class"], strict=True)}
-        write_json(Path(trainer.default_root_dir, "semantic_maps.json"), content)
+        write_json(run_folder(trainer) / "semantic_maps.json", content)
+        publish(trainer, "semantic_maps.json")
         found = {**values, "miou": content.get("miou")}
         rank_zero_info(
             f"Semantic maps in {self.folder(trainer)}: "

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import re
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
+import yaml  # type: ignore[import-untyped]
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # public, but not said as mypy expects it
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.plugins import CheckpointIO
+from pytorch_lightning.utilities import rank_zero_only
 
+from bestie_pl.callbacks.checkpoints import NewestState, WholeFileIO
 from bestie_pl.callbacks.cues import CueWriter
+from bestie_pl.callbacks.finite import StopAtNonFinite
+from bestie_pl.callbacks.interruption import Interruption
 from bestie_pl.callbacks.pictures import PictureWriter
 from bestie_pl.callbacks.predictions import PredictionWriter
-from bestie_pl.callbacks.scores import ScoreWriter
+from bestie_pl.callbacks.run_folder import RunFolder, run_folder
+from bestie_pl.callbacks.scores import ScoreWriter, environment
 from bestie_pl.callbacks.semantic_maps import SemanticMapWriter
 
 # imported so that the command line and configurations find them by their short names
 from bestie_pl.data.coco import COCODataModule
+from bestie_pl.data.files import write_text
 from bestie_pl.data.folder import FolderDataModule
 from bestie_pl.data.shapes import ShapesDataModule
 from bestie_pl.data.voc import VOCDataModule
@@ -32,7 +42,9 @@ from bestie_pl.modules.bestie import BestieModule
 from bestie_pl.modules.imported_maps import ImportedMaps
 from bestie_pl.modules.layer_sync import SyncBatchNorm
 from bestie_pl.modules.peak_attention import PeakAttentionModule
+from bestie_pl.modules.run_folders import CHECKPOINTS, LAST, LOGS, claim_run, find_checkpoint, run_number, sweep
 from bestie_pl.modules.semantic import SemanticModule
+from bestie_pl.modules.weights import check_checkpoint, provide_weights
 
 __all__ = [
     "BestieCLI",
@@ -41,6 +53,7 @@ __all__ = [
     "CueWriter",
     "FolderDataModule",
     "ImportedMaps",
+    "NewestState",
     "PeakAttentionModule",
     "PictureWriter",
     "PredictionWriter",
@@ -61,6 +74,12 @@ SHARED = {
 """What data and model must agree on. The data owns it; a module of one's own defines these attributes too."""
 
 SEED = 3407
+FOLDER_VARIABLE = "BESTIE_RUN_FOLDER"
+"""How a run's folder reaches the processes that Lightning starts for the other ranks."""
+
+PRECISIONS = {"bf16-true": "bf16-mixed", "16-true": "16-mixed", "64-true": "32-true", "64": "32-true"}
+"""What a precision is refused for, and what to use instead."""
+
 OTHER_KEYS = (
     "trainer",
     "model",
@@ -70,6 +89,7 @@ OTHER_KEYS = (
     "weights_only",
     "verbose",
     "return_predictions",
+    "accept_class_names",
 )
 """What else than data and seed stands in a configuration of ``fit | validate | test | predict``."""
 
@@ -93,47 +113,155 @@ _NOISE = re.compile(
 
 
 class BestieCLI(LightningCLI):
-    """LightningCLI whose model takes what it shares with the data from the data, and that always keeps a checkpoint."""
+    """LightningCLI whose model takes what it shares with the data from the data, and whose runs do not mix."""
+
+    run: RunFolder | None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link the shared settings."""
         for ours, theirs in SHARED.items():
             parser.link_arguments(f"data.{ours}", f"model.init_args.{theirs}", apply_on="instantiate")
 
+        parser.add_argument(
+            "--accept_class_names",
+            type=bool,
+            default=False,
+            help="Take a checkpoint whose classes have other names than the data's, by their numbers",
+        )
+
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: a checkpoint's hyper-parameters must not undo what the user asks for now."""
 
-    def before_predict(self) -> None:
-        """Writers take the predictions; keeping those of a whole data set in memory as well helps nobody."""
-        self.config_init["predict"]["return_predictions"] = False
+    def before_instantiate_classes(self) -> None:
+        """Give this run a folder of its own, which loggers use that would else share one."""
+        config = self._get(self.config, "trainer", default={})
+        root = Path(config.get("default_root_dir") or "runs")
+        folder = None if config.get("fast_dev_run") else _own_folder(root)
+        self.run = None if folder is None else RunFolder(root, folder)
+        if self.run is not None:
+            for logger in _as_list(config.get("logger")):
+                _into(self.run, logger)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """The configured trainer, with everything that it writes in one folder, ``trainer.default_root_dir``.
+        """The configured trainer, with everything that a run writes in one folder, ``ROOT/logs/version_N``.
 
-        Without a configured logger the log goes to ``logs/version_N``; without a configured ModelCheckpoint the newest
-        state goes to ``checkpoints`` after each epoch and when the run is interrupted, and ``last.ckpt`` links to it.
+        ``ROOT`` is ``trainer.default_root_dir``, where ``checkpoints/last.ckpt``, scores, reports and pictures lead to
+        those of the newest run, and where ``predict`` writes. Without a configured logger there is a CSVLogger.
         """
         config = self._get(self.config_init, "trainer", default={})
+        if (precision := str(config.get("precision"))) in PRECISIONS:
+            raise ValueError(
+                f"trainer.precision {precision} keeps weights and offsets in it, and offsets need float32; use "
+                f"{PRECISIONS[precision]}"
+            )
         root = Path(config.get("default_root_dir") or "runs")
         kwargs["default_root_dir"] = str(root)
-        if config.get("logger") in (None, True):
-            kwargs["logger"] = CSVLogger(root, name="logs")
         callbacks: list[pl.Callback] = _as_list(config.get("callbacks"))
+        plugins = _as_list(config.get("plugins"))
+        if self.run is not None:
+            callbacks.insert(0, self.run)
+            if config.get("logger") in (None, True):
+                kwargs["logger"] = CSVLogger(root, name=LOGS, version=run_number(self.run.folder))
         if config.get("enable_checkpointing") is not False:
-            _add_default(
-                callbacks,
-                ModelCheckpoint(
-                    filename="{step}", save_last="link", save_on_train_epoch_end=True, save_on_exception=True
-                ),
-            )
+            _add_default(callbacks, NewestState())
         for callback in callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                callback.dirpath = str(root / "checkpoints")
-        for writer in (ScoreWriter(), PictureWriter(), PredictionWriter(), SemanticMapWriter()):
-            _add_default(callbacks, writer)
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None and self.run is not None:
+                callback.dirpath = str(self.run.folder / CHECKPOINTS)
+        for default in (
+            *(Interruption(), StopAtNonFinite(), ScoreWriter(), PictureWriter()),
+            *(PredictionWriter(), SemanticMapWriter(), CueWriter()),
+        ):
+            _add_default(callbacks, default)
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(WholeFileIO())
         if config.get("sync_batchnorm"):
-            kwargs |= {"sync_batchnorm": False, "plugins": [*_as_list(config.get("plugins")), SyncBatchNorm()]}
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+            kwargs["sync_batchnorm"] = False
+            plugins.append(SyncBatchNorm())
+        return super().instantiate_trainer(callbacks=callbacks, plugins=plugins, **kwargs)
+
+    def before_fit(self) -> None:
+        """Go on from a checkpoint that is there and fits, or not at all."""
+        self._find_weights("fit")
+
+    def before_validate(self) -> None:
+        """Evaluate weights that come from somewhere."""
+        self._find_weights("validate")
+
+    def before_test(self) -> None:
+        """See ``before_validate``."""
+        self._find_weights("test")
+
+    def before_predict(self) -> None:
+        """The same; and writers take the predictions: to keep a whole data set's in memory as well helps nobody."""
+        self.config_init["predict"]["return_predictions"] = False
+        self._find_weights("predict")
+
+    def _find_weights(self, verb: str) -> None:
+        settings = self.config_init[verb]
+        self.model.accept_class_names = bool(settings.get("accept_class_names"))
+        given = settings.get("ckpt_path")
+        if given is None:
+            if verb != "fit":
+                provide_weights(self.model)
+            return
+        root = Path(self.trainer.default_root_dir)
+        path = find_checkpoint(root / CHECKPOINTS / LAST if given == "last" else Path(given))
+        if given == "last" and not path.is_file():
+            raise FileNotFoundError(
+                f"no complete checkpoint of a run in {root}: --ckpt_path last goes on from the newest one; "
+                + ("leave it out to train from the start" if verb == "fit" else "train first, or give the file")
+            )
+        if "://" not in str(given):
+            check_checkpoint(path, self.model, to_train=verb == "fit")
+            settings["ckpt_path"] = str(path)
+
+
+class ConfigWriter(SaveConfigCallback):
+    """Write the whole configuration to the run's folder, and give it to every logger, with seed and versions."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """The first process writes, after all know the folder."""
+        if self.already_saved or not trainer.is_global_zero:
+            return
+        self.already_saved = True
+        written = self.parser.dump(self.config, skip_none=False)
+        write_text(run_folder(trainer) / self.config_filename, written)
+        content = {
+            **yaml.safe_load(written),
+            "command": str(getattr(stage, "value", stage)),
+            "environment": environment(),
+        }
+        for logger in trainer.loggers:
+            logger.log_hyperparams(content)
+
+
+def _own_folder(root: Path) -> Path:
+    """The folder of this run, which its first process makes; the others learn of it, from their starter or later."""
+    if not _is_first():
+        return Path(os.environ.get(FOLDER_VARIABLE, root))
+    sweep(root / CHECKPOINTS)
+    folder = claim_run(root)
+    os.environ[FOLDER_VARIABLE] = str(folder)
+    return folder
+
+
+def _is_first() -> bool:
+    """Whether this is the first process of a run, as the environment says."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _into(run: RunFolder, logger: Any) -> None:
+    """Let a configured logger write into the run's folder, unless its settings name another place."""
+    settings = logger.get("init_args") if hasattr(logger, "get") else None
+    if settings is None:
+        return
+    kind = str(logger.get("class_path")).rpartition(".")[2]
+    if kind == "WandbLogger" and settings.get("save_dir") in (None, "."):
+        settings["save_dir"] = str(run.folder)
+    elif kind in ("CSVLogger", "TensorBoardLogger") and settings.get("version") is None:
+        settings["version"] = run_number(run.folder)
+        if Path(settings.get("save_dir") or "") == run.root and settings.get("name") == "lightning_logs":
+            settings["name"] = LOGS
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -149,11 +277,8 @@ def _add_default(callbacks: list[pl.Callback], default: pl.Callback) -> None:
 
 
 def _worth_saying(record: logging.LogRecord) -> bool:
-    """Leave out Lightning's advertisements, and of an exception's report all but where the checkpoint went."""
-    message = record.getMessage()
-    if (saved := re.search(r"was raised with message: .*saved checkpoint to (.*)", message, re.DOTALL)) is not None:
-        record.msg, record.args = f"saved checkpoint to {saved[1]}", ()
-    return "💡 Tip" not in message
+    """Leave out Lightning's advertisements."""
+    return "💡 Tip" not in record.getMessage()
 
 
 def data_parser(command: str, purpose: str) -> BestieParser:
@@ -184,6 +309,25 @@ def run(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=r".*smaller than the logging interval.*")
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_worth_saying)
     torch.set_float32_matmul_precision("high")
+    if _is_first():
+        os.environ.pop(FOLDER_VARIABLE, None)
+    try:
+        _run(args)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ValueError(
+            f"a process that reads images died, perhaps for want of memory ({str(error).splitlines()[0]}); use fewer "
+            "data.num_workers"
+        ) from error
+    finally:
+        claimed = os.environ.get(FOLDER_VARIABLE)
+        if claimed is not None and _is_first():
+            with suppress(OSError):  # it is not empty: a run that has begun
+                Path(claimed).rmdir()
+
+
+def _run(args: list[str] | None) -> None:
     BestieCLI(
         pl.LightningModule,
         pl.LightningDataModule,
@@ -192,8 +336,7 @@ def run(args: list[str] | None = None) -> None:
         parser_class=BestieParser,
         parser_kwargs={"prog": "bestie-pl"},
         seed_everything_default=SEED,
-        # Weights & Biases, and no logger at all, have one folder for all runs
-        save_config_kwargs={"overwrite": True},
+        save_config_callback=ConfigWriter,
         # every image is evaluated once: the data modules bring their own samplers
         trainer_defaults={"use_distributed_sampler": False},
         load_from_checkpoint_support=False,

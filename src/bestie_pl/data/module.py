@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import signal
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
@@ -22,12 +21,21 @@ from bestie_pl.data.formats.classes import alike, check_class_names
 from bestie_pl.data.formats.images import IMAGE_SUFFIXES, ImageFiles
 from bestie_pl.data.formats.points import image_name
 from bestie_pl.data.formats.predictions import LABEL_THRESHOLD, REMEDY
-from bestie_pl.data.samplers import EvaluationSampler, TrainingSampler, repeat_factors
+from bestie_pl.data.resuming import position, settle
+from bestie_pl.data.samplers import (
+    EvaluationBatches,
+    EvaluationSampler,
+    TrainingSampler,
+    draw_seed,
+    image_size,
+    repeat_factors,
+    run_seed,
+)
 from bestie_pl.data.samples import STRIDE, EvaluationSamples, Sample, Split, TrainingSamples, collate
 from bestie_pl.errors import UserError
 from bestie_pl.ops.labels import pseudo_labels
 from bestie_pl.recipe import RULES, Recipe
-from bestie_pl.structures import Batch, Geometry, Supervision
+from bestie_pl.structures import Batch, Cues, Geometry, Supervision
 
 Stage = Literal["train", "val", "test", "predict"]
 SemanticSource = Literal["folder", "ground_truth", "none"]
@@ -132,13 +140,14 @@ class InstanceDataModule(pl.LightningDataModule):
         self.label_threshold = label_threshold
         self.repeat_threshold = repeat_threshold
         self.batch_size, self.num_workers = batch_size, num_workers
+        self._given_batch_size = batch_size
         self.eval_batch_size = 1 if recipe == "release" else eval_batch_size
         self.crop_size, self.image_scale = crop_size, image_scale
         self.augmentation = Augmentation(crop_size, (scale_range[0], scale_range[1]), dihedral, color_jitter)
         self.predict_images = None if predict_images is None else Path(predict_images)
         self.datasets: dict[Stage, Dataset[Sample]] = {}
         self.batches_augmented = 0
-        self.predict_rows: Sequence[int] | None = None
+        self.predict_rows: Callable[[], Sequence[int]] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -163,14 +172,23 @@ class InstanceDataModule(pl.LightningDataModule):
     @property
     def reads_true_instances(self) -> bool:
         """Whether training opens instance masks."""
-        return (self.supervision == "full" or self.label_quality) and not self.tags_only
+        return (
+            self._module_reads_instances and (self.supervision == "full" or self.label_quality) and not self.tags_only
+        )
 
     @property
     def reads_cues(self) -> bool:
         """Whether training needs points or cues; predicted labels take the place of cues."""
-        return self.supervision == "points" or (
-            self.supervision == "tags" and self.labels_from is None and not self.tags_only
+        return self._module_reads_instances and (
+            self.supervision == "points"
+            or (self.supervision == "tags" and self.labels_from is None and not self.tags_only)
         )
+
+    @property
+    def _module_reads_instances(self) -> bool:
+        """Whether the module that is trained looks at instance labels at all; its ``reads_instances`` says so."""
+        module = getattr(self.trainer, "lightning_module", None)
+        return bool(getattr(module, "reads_instances", True))
 
     @property
     def has_truth(self) -> bool:
@@ -190,8 +208,11 @@ class InstanceDataModule(pl.LightningDataModule):
         # numpy adds up the rows of a tall table ten times as fast as torch
         return torch.from_numpy(split.tags.numpy().sum(0)), len(split)
 
-    def predict_only(self, rows: Sequence[int]) -> None:
-        """Restrict ``predict`` to some images of its split, for a writer that continues where an earlier run ended."""
+    def predict_only(self, rows: Callable[[], Sequence[int]]) -> None:
+        """Restrict ``predict`` to some images of its split, for a writer that continues where an earlier run ended.
+
+        ``rows`` is asked when the images are about to be read, in every process: by then the weights are there.
+        """
         self.predict_rows = rows
 
     @abstractmethod
@@ -220,13 +241,17 @@ class InstanceDataModule(pl.LightningDataModule):
         if self.repeat_threshold > 0:
             assert dataset.split.tags is not None  # training needs them
             repeats = repeat_factors(dataset.split.tags, self.repeat_threshold)
-        sampler = TrainingSampler(dataset, *self._world, seed=_run_seed(), repeats=repeats)
+        settle(self.trainer)
+        sampler = TrainingSampler(dataset, *self._world, seed=run_seed(), repeats=repeats, position=self._position)
+        if 0 < len(sampler) < self.batch_size != self._given_batch_size:
+            # Lightning's batch-size finder doubles it until memory ends; here images do
+            self.batch_size = len(sampler)
         if len(sampler) < self.batch_size:
             raise ValueError(
                 f"{len(sampler)} training images per process make no batch of {self.batch_size}; use a smaller "
                 "batch_size"
             )
-        return self._loader(dataset, self.batch_size, sampler, collate, drop_last=True)
+        return self._loader(dataset, collate, batch_size=self.batch_size, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
         """Each image once; none where training goes without validation, whatever a tuner asks for."""
@@ -247,10 +272,12 @@ class InstanceDataModule(pl.LightningDataModule):
         if not training:
             return replace(batch, images=batch.images.float() / 255)
         if self.recipe == "paper":
-            # the draws follow from seed, process and batch number: the same after an interruption
-            entropy = np.random.SeedSequence([_run_seed(), self._world[1], self.batches_augmented])
-            generator = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
-            self.batches_augmented += 1
+            # the draws follow from seed, process and number of the batch: the same after an interruption
+            number = self.batches_augmented
+            if self.trainer is not None and self.trainer.training:
+                number = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+            self.batches_augmented = number + 1
+            generator = torch.Generator().manual_seed(draw_seed(self._world[1], number))
             batch = self.augmentation(batch, generator)
         else:
             batch = replace(batch, images=batch.images.float() / 255)
@@ -262,17 +289,28 @@ class InstanceDataModule(pl.LightningDataModule):
         return replace(batch, truth=batch.truth if self.label_quality else None, predicted=None)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed training needs to draw the same augmentations."""
-        return {"batches_augmented": self.batches_augmented}
+        """What decides which images a step has seen; the place in an epoch follows from the steps themselves."""
+        return {"images_a_step": self.batch_size * self._world[0], "seed": run_seed()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where a checkpoint was written."""
-        self.batches_augmented = int(state_dict["batches_augmented"])
+        """Warn if the training goes on with other images than it would have had."""
+        now = self.state_dict()
+        changed = [
+            f"{name} was {state_dict[name]}, is {now[name]}" for name in now if state_dict.get(name) != now[name]
+        ]
+        tuned = self.batch_size != self._given_batch_size
+        if changed and not tuned and self.trainer is not None and self.trainer.state.fn == "fit":
+            rank_zero_warn(f"The training does not go on as it would have: {'; '.join(changed)}.")
 
     @property
     def _world(self) -> tuple[int, int]:
         """Number of processes, and which one this is."""
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
+
+    def _position(self) -> tuple[int, int]:
+        """The epoch, and how many of this process's images in it have been seen."""
+        epoch, batches = position(self.trainer)
+        return epoch, batches * self.batch_size
 
     def _add(self, stage: Stage, make: Callable[[], Dataset[Sample]]) -> None:
         if stage not in self.datasets:
@@ -299,7 +337,7 @@ class InstanceDataModule(pl.LightningDataModule):
             cue_threshold=self.cue_threshold,
             image_scale=self.image_scale,
             release_crop=self.crop_size if self.recipe == "release" else None,
-            seed=_run_seed(),
+            seed=run_seed(),
         )
 
     def evaluation_samples(self, split: Split) -> EvaluationSamples:
@@ -334,34 +372,66 @@ class InstanceDataModule(pl.LightningDataModule):
 
     def _evaluation_loader(self, stage: Stage) -> DataLoader[Sample]:
         dataset = cast(EvaluationSamples, self.datasets[stage])
-        sampler = EvaluationSampler(dataset, *self._world, rows=self.predict_rows if stage == "predict" else None)
-        return self._loader(dataset, self.eval_batch_size, sampler, partial(collate, multiple=STRIDE))
+        rows = self.predict_rows() if stage == "predict" and self.predict_rows is not None else None
+        sampler = EvaluationSampler(dataset, *self._world, rows=rows)
+        paths = dataset.split.images
+        batches = EvaluationBatches(
+            sampler,
+            self.eval_batch_size,
+            images=list(sampler),
+            size_of=lambda index: image_size(Path(paths[index])),
+            join=stage != "predict",
+        )
+        truth = dataset.split.truth is not None
+        return self._loader(dataset, partial(_collate, classes=self.num_classes, truth=truth), batch_sampler=batches)
 
     def _loader(
-        self,
-        dataset: Dataset[Sample],
-        batch_size: int,
-        sampler: TrainingSampler | EvaluationSampler,
-        collate_fn: Callable[[Sequence[Sample]], Batch],
-        *,
-        drop_last: bool = False,
+        self, dataset: Dataset[Sample], collate_fn: Callable[[Sequence[Sample]], Batch], **kwargs: Any
     ) -> DataLoader[Sample]:
         # keywords only: Lightning makes prediction loaders anew from the arguments
-        return DataLoader(
+        return ResumableLoader(
             dataset,
-            batch_size=batch_size,
-            sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=collate_fn,
             pin_memory=torch.cuda.is_available(),
-            drop_last=drop_last,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=_leave_signals_to_the_process,
+            **kwargs,
         )
 
 
-def _run_seed() -> int:
-    """The seed that ``seed_everything`` left, the same in all processes; 0 without it."""
-    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+class ResumableLoader(DataLoader[Sample]):
+    """A loader that goes on where a training was interrupted: its sampler asks the trainer for the place."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing; Lightning takes a loader without this for one that starts from the first image again."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See ``state_dict``."""
+
+
+def _collate(samples: Sequence[Sample], *, classes: int, truth: bool) -> Batch:
+    """A batch of evaluated images; of none where a process has no image."""
+    if samples:
+        return collate(samples, multiple=STRIDE)
+    nothing = () if truth else None
+    return Batch(
+        images=torch.zeros(0, 3, STRIDE, STRIDE, dtype=torch.uint8),
+        tags=torch.zeros(0, classes, dtype=torch.bool),
+        cues=Cues.empty(),
+        names=(),
+        sizes=(),
+        original_sizes=(),
+        references=nothing,
+        semantic_references=nothing,
+    )
+
+
+def _leave_signals_to_the_process(worker: int) -> None:
+    """A signal to all processes of a run ends it after the step, for which the workers are needed."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _check_range(rule: str, holds: bool, found: object) -> None:

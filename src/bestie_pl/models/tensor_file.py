@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ PREFIXES = ("module.", "model.")
 def read_file(path: Path) -> Any:
     """Content of a file of tensors and plain values (``.safetensors``, or what ``torch.save`` wrote), on the CPU.
 
+    Tensors stay in the file until they are looked at, and take no more memory than it has bytes.
+
     Raises:
         FileNotFoundError: No such file.
         ValueError: It is damaged, something else, or holds objects that could only be made by running code.
@@ -30,13 +33,24 @@ def read_file(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        whole = zipfile.is_zipfile(path)
+        if whole:
+            _refuse_inflation(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=whole)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # the unpickler meets damaged files with a dozen classes, AssertionError among them
         raise ValueError(
             f"{path} is no file of tensors and plain values only, and nothing else is loaded: {_reason(error)}"
         ) from error
+
+
+def _refuse_inflation(path: Path) -> None:
+    """Raise ValueError if an archive claims more than it has: ``torch.save`` compresses nothing."""
+    with zipfile.ZipFile(path) as archive:
+        claimed = sum(entry.file_size for entry in archive.infolist())
+    if claimed > path.stat().st_size:
+        raise ValueError(f"it claims {claimed} bytes of tensors in a file of {path.stat().st_size}")
 
 
 def _reason(error: Exception) -> str:

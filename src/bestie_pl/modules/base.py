@@ -13,7 +13,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from bestie_pl.modules.optimization import Optimization, configure, follow_new_rate
-from bestie_pl.modules.weights import refuse_other_network
+from bestie_pl.modules.weights import refuse_other_classes, refuse_other_network
 
 T = TypeVar("T")
 
@@ -143,6 +143,7 @@ class NetworkModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another network with one clear message."""
         refuse_other_network(checkpoint, self.hparams, self.network_settings)
+        refuse_other_classes(checkpoint, self)
 
 
 def _remember_weights(module: nn.Module, incompatible: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -185,7 +185,7 @@ class BestieModule(NetworkModule):
     def load_first_weights(self) -> None:
         """Those of an earlier training, or of the backbone alone."""
         if self.init_from is not None:
-            load_network(self.model, self.init_from)
+            load_network(self.model, self.init_from, self)
         else:
             super().load_first_weights()
 
@@ -354,9 +354,9 @@ class BestieModule(NetworkModule):
         """Compare the predictions with the ground truth."""
         self._evaluate(batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Compare the predictions with the ground truth."""
-        self._evaluate(batch)
+    def test_step(self, batch: Batch, batch_idx: int) -> Any:
+        """Compare the predictions with the ground truth; returns them, see ``predict_instances``."""
+        return self._evaluate(batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Instances, ...]:
         """Scored masks of each image of the batch at its original size."""
@@ -370,7 +370,9 @@ class BestieModule(NetworkModule):
         """Log the scores."""
         self._log_scores("test")
 
-    def _evaluate(self, batch: Batch) -> None:
+    def _evaluate(self, batch: Batch) -> tuple[tuple[Instances, ...], tuple[Tensor, ...]]:
+        if len(batch) == 0:  # of a process without images
+            return (), ()
         instances, semantic = self.predict_instances(batch)
         if batch.references is not None:
             self.voc_ap.update(instances, batch.references, batch.names)
@@ -378,6 +380,7 @@ class BestieModule(NetworkModule):
         if batch.semantic_references is not None:
             for predicted, true in zip(semantic, batch.semantic_references, strict=True):
                 self.semantic_iou.update(predicted, true.to(predicted.device))
+        return instances, semantic
 
     @property
     def score_notes(self) -> tuple[str, ...]:
@@ -388,7 +391,8 @@ class BestieModule(NetworkModule):
     def _log_scores(self, stage: str) -> None:
         prefix = "_".join([stage, *self.score_notes])
         scores: dict[str, Tensor] = {}
-        if self.voc_ap.update_called:
+        # in every process, or those with images would wait for the others
+        if self.trainer.strategy.reduce_boolean_decision(self.voc_ap.update_called, all=False):
             voc, coco, semantic = self.voc_ap.compute(), self.coco_ap.compute(), self.semantic_iou.compute()
             scores |= {name: value for name, value in voc.items() if name != "per_class"}
             scores |= {f"coco_{name}": value for name, value in coco.items() if name != "per_class"}

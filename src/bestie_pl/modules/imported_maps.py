@@ -61,6 +61,7 @@ class ImportedMaps(pl.LightningModule):
         band: float = BAND,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters()
         self.allow_zero_length_dataloader_with_multiple_devices = True
         names = names_of(num_classes, class_names)
         self.num_classes, self.class_names = num_classes, names

@@ -234,7 +234,8 @@ class PeakAttentionModule(NetworkModule):
             self.counts.update(F.pad(scores, spare), F.pad(tags, spare))
 
     def _log_scores(self, stage: str) -> None:
-        if self.average_precision.update_called:
+        # in every process, or those with images would wait for the others
+        if self.trainer.strategy.reduce_boolean_decision(self.average_precision.update_called, all=False):
             with warnings.catch_warnings():  # labels without a positive image are left out
                 warnings.filterwarnings("ignore", message="No positive samples.*")
                 precision = self.average_precision.compute()

@@ -62,6 +62,8 @@ class SemanticModule(NetworkModule):
 
     model: BestieModel
     makes_semantic_maps = True
+    reads_instances = False
+    """Training reads semantic maps, and needs neither points nor cues nor masks."""
 
     def __init__(
         self,
@@ -172,7 +174,7 @@ class SemanticModule(NetworkModule):
 
     @torch.no_grad()
     def _evaluate(self, batch: Batch) -> None:
-        if batch.semantic_references is None:
+        if not batch.semantic_references:  # or this process has no images
             return
         logits = self(batch.images)
         found = [(self.plain_iou, _maps(logits, batch))]
@@ -184,7 +186,8 @@ class SemanticModule(NetworkModule):
 
     def _log_scores(self, stage: str) -> None:
         for prefix, metric in ((stage, self.plain_iou), (f"{stage}_{self.refine}", self.refined_iou)):
-            if metric.update_called:
+            # in every process, or those with images would wait for the others
+            if self.trainer.strategy.reduce_boolean_decision(metric.update_called, all=False):
                 result = metric.compute()
                 names = ("background", *self.class_names)
                 scores = {f"iou/{name}": value for name, value in zip(names, result["per_class"], strict=True)}

@@ -1,0 +1,150 @@
+"""What made the files of a folder: the weights, the settings, the version. Files of different makings never mix."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import yaml  # type: ignore[import-untyped]
+
+import bestie_pl
+from bestie_pl.data.files import write_text
+from bestie_pl.modules.run_folders import find_checkpoint
+from bestie_pl.modules.weights import sha256
+
+FILE = "made_by.yaml"
+"""In each folder of predictions, cues or maps, whose files end in json, txt or png."""
+
+OF_TRAINING = {
+    *("optimization", "optimizer", "lr", "backbone_lr_factor", "weight_decay", "warmup_steps"),
+    *("loss_weights", "center_weight", "offset_weight", "semantic_weight"),
+    *("backbone_weights", "init_from", "compile_network", "alpha_ramp_steps", "balance"),
+}
+"""Settings of modules that change no prediction of given weights."""
+
+OF_DATA = ("image_scale", "recipe")
+"""Settings of data modules that change what a network is shown."""
+
+
+def weights_of(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
+    """Where a module's weights came from: file, hash and step of a checkpoint; or the hash of what is in memory."""
+    source = trainer.ckpt_path or getattr(module, "init_from", None)
+    path = find_checkpoint(Path(source)) if source else None
+    if path is not None and path.is_file():
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return {"checkpoint": str(path), "sha256": sha256(path), "step": content.get("global_step")}
+    digest = hashlib.sha256()
+    for name, values in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(values.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return {"checkpoint": None, "sha256": digest.hexdigest(), "step": None}
+
+
+def provenance(
+    trainer: pl.Trainer, module: pl.LightningModule, folder: Path, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What makes the files of ``folder`` in this run.
+
+    Args:
+        trainer: That predicts.
+        module: The network.
+        folder: Of the files; images are named relative to it, so that both may move together.
+        settings: Of the writer.
+    """
+    data: Any = getattr(trainer, "datamodule", None)
+    images = getattr(data, "predict_images", None) or getattr(data, "root", None)
+    own = {name: value for name, value in plain_settings(module).items() if name not in OF_TRAINING}
+    content = {
+        **weights_of(trainer, module),
+        "model": type(module).__name__,
+        "version": bestie_pl.__version__,
+        "images": None if images is None else os.path.relpath(Path(images).resolve(), folder.resolve()),
+        "settings": {
+            "model": own,
+            "data": {name: getattr(data, name) for name in OF_DATA if hasattr(data, name)},
+            "writer": dict(settings),
+        },
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(content, default=_plain))
+    return plain
+
+
+def plain_settings(module: pl.LightningModule) -> dict[str, Any]:
+    """The arguments that a module was made with, as JSON knows them."""
+    given = {name: value for name, value in module.hparams.items() if not name.startswith("_")}
+    plain: dict[str, Any] = json.loads(json.dumps(given, default=_plain))
+    return plain
+
+
+def claim(folder: Path, mine: dict[str, Any], files: Iterable[Path], *, overwrite: bool) -> None:
+    """Say in a folder what makes its files; refuse one with files of another making.
+
+    The path of the checkpoint may differ, its hash decides.
+
+    Args:
+        folder: May be absent.
+        mine: See ``provenance``.
+        files: Of the images that this run is about, whether they exist or not.
+        overwrite: Remove these files where their making is another or unknown, so that none of them stays.
+
+    Raises:
+        ValueError: There are files of another or unknown making, and ``overwrite`` is false; says what differs.
+    """
+    path = folder / FILE
+    there = _read(path)
+    if there is not None and _compared(there) == _compared(mine):
+        return
+    present = [file for file in files if file.is_file()]
+    if present and not overwrite:
+        how = "do not say what made them" if there is None else f"were made with other {_differences(there, mine)}"
+        raise ValueError(
+            f"{folder}: its files ({present[0].name}{' and others' if len(present) > 1 else ''}) {how}; give this run "
+            "another output_dir, or make them anew with the writer's overwrite: true"
+        )
+    for file in present:
+        file.unlink(missing_ok=True)
+    write_text(path, yaml.safe_dump(mine, sort_keys=False, allow_unicode=True))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _compared(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name not in ("checkpoint", "step")}
+
+
+def _differences(there: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
+    """The settings that differ, with both values; long ones by name alone."""
+    one, two = _flat(_compared(there)), _flat(_compared(mine))
+    names = [name for name in sorted(one.keys() | two.keys()) if one.get(name) != two.get(name)]
+    shown = []
+    for name in names[:6]:
+        values = f" ({one.get(name)} there, {two.get(name)} now)" if name != "sha256" else ""
+        shown.append({"sha256": "weights"}.get(name, name.removeprefix("settings.")) + values)
+    return ", ".join(shown) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """For JSON: dataclasses as what they hold, everything else as text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return list(value) if isinstance(value, (tuple, set)) else str(value)

@@ -1,0 +1,98 @@
+"""Files of predictions say what made them; a run goes on with its own files, and never among others'."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import yaml
+
+from bestie_pl.callbacks.predictions import PredictionWriter
+from bestie_pl.callbacks.provenance import FILE
+from bestie_pl.data.shapes import ShapesDataModule
+from bestie_pl.structures import Batch, Instances
+
+
+class Finder(pl.LightningModule):
+    """Finds nothing, with a weight and two settings; one of them is of training."""
+
+    def __init__(self, weight: float = 0.0, threshold: float = 0.5, lr: float = 0.1) -> None:
+        super().__init__()
+        self.save_hyperparameters("threshold", "lr")
+        self.weight = torch.nn.Parameter(torch.tensor([weight]))
+        self.seen: list[str] = []
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Instances, ...]:
+        self.seen += batch.names
+        return tuple(Instances((), torch.zeros(0).long(), torch.zeros(0), size) for size in batch.original_sizes)
+
+
+@pytest.fixture
+def data(shapes_folder: Path) -> ShapesDataModule:
+    sizes = {"train_images": 16, "val_images": 5, "test_images": 5, "image_size": 64}
+    return ShapesDataModule(str(shapes_folder), **sizes, eval_batch_size=2, num_workers=0, predict_split="val")
+
+
+def predict(module: Finder, data: Any, folder: Path, writer: PredictionWriter | None = None) -> list[str]:
+    """Names of the images that were predicted."""
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=folder,
+        callbacks=[writer or PredictionWriter()],
+    )
+    trainer.predict(module, data, return_predictions=False)
+    return module.seen
+
+
+def test_the_same_goes_on_and_another_is_refused(data: ShapesDataModule, tmp_path: Path) -> None:
+    folder = tmp_path / "predictions"
+    names = predict(Finder(), data, tmp_path)
+    made_by = yaml.safe_load((folder / FILE).read_text())
+    assert len(names) == 5 == len(list(folder.glob("*.json"))) and len(made_by["sha256"]) == 64
+    assert made_by["settings"]["model"] == {"threshold": 0.5} and made_by["version"]
+    (folder / f"{names[3]}.json").unlink()
+    (folder / f".{names[0]}.json.abcdefgh").write_text("half")
+    assert predict(Finder(lr=0.2), data, tmp_path) == [names[3]]  # training has ended
+
+    for other, says in (
+        (Finder(weight=1.0), "were made with other weights; give this run another output_dir"),
+        (Finder(threshold=0.7), r"other model.threshold \(0.5 there, 0.7 now\)"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            predict(other, data, tmp_path)
+        assert yaml.safe_load((folder / FILE).read_text()) == made_by
+    data.predict_images = data.root / "JPEGImages"
+    data.datasets.clear()
+    with pytest.raises(ValueError, match="other images"):
+        predict(Finder(), data, tmp_path)
+
+
+def test_other_files_are_made_anew_only_if_asked(data: ShapesDataModule, tmp_path: Path) -> None:
+    folder = tmp_path / "predictions"
+    names = predict(Finder(), data, tmp_path)
+    (folder / FILE).unlink()
+    (folder / f"{names[0]}.json").write_text("edited")
+    with pytest.raises(ValueError, match="do not say what made them.*overwrite: true"):
+        predict(Finder(), data, tmp_path)
+    assert (folder / f"{names[0]}.json").read_text() == "edited"
+    assert predict(Finder(weight=2.0), data, tmp_path, PredictionWriter(overwrite=True)) == names
+    assert (folder / f"{names[0]}.json").read_text() == "[]\n"
+    assert predict(Finder(weight=2.0), data, tmp_path) == []
+
+
+def test_every_image_has_its_file_at_the_end(data: ShapesDataModule, tmp_path: Path) -> None:
+    class Forgetful(PredictionWriter):
+        def write_on_batch_end(self, *arguments: Any) -> None:
+            if arguments[5] != 1:
+                super().write_on_batch_end(*arguments)
+
+    with pytest.raises(ValueError, match="2 of 5 images have no file"):
+        predict(Finder(), data, tmp_path, Forgetful())
+    assert len(predict(Finder(), data, tmp_path)) == 2

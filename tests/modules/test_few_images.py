@@ -1,0 +1,65 @@
+"""More processes than evaluated images: every process joins wherever the others wait."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from bestie_pl.data.files import Packed
+from bestie_pl.data.module import Stage
+from bestie_pl.data.samples import Split
+from bestie_pl.data.shapes import ShapesDataModule
+from bestie_pl.modules.bestie import BestieModule
+from bestie_pl.modules.peak_attention import PeakAttentionModule
+from bestie_pl.modules.semantic import SemanticModule
+
+
+class OneImage(ShapesDataModule):
+    """Evaluates a single image."""
+
+    def open_split(self, stage: Stage) -> Split:
+        split = super().open_split(stage)
+        if stage == "train":
+            return split
+        tags = None if split.tags is None else split.tags[:1]
+        return replace(split, names=Packed(split.names[:1]), images=Packed(split.images[:1]), tags=tags)
+
+
+def make_trainer(folder: Path, **settings: Any) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+        max_steps=1,
+        **settings,
+    )
+
+
+SMALL: dict[str, Any] = {"backbone": "mobilenetv3_small_100", "backbone_weights": None}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", [BestieModule, SemanticModule, PeakAttentionModule])
+def test_more_processes_than_images(kind: Any, shapes_folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    classifies = kind is PeakAttentionModule
+    settings = {"width": 16} if classifies else {"decoder": "pyramid"}
+    module = kind(5, **SMALL, **settings)
+    sizes = {"train_images": 16, "val_images": 5, "test_images": 5, "image_size": 64, "num_workers": 0}
+    labels = {"supervision": "tags", "semantic_source": "none" if classifies else "folder"}
+    data = OneImage(str(shapes_folder), **sizes, crop_size=64, batch_size=2, **labels)  # type: ignore[arg-type]
+    (one,) = make_trainer(tmp_path, devices=1).test(module, data, verbose=False)
+    (two,) = make_trainer(tmp_path, devices=2, strategy="ddp_fork").test(module, data, verbose=False)
+    assert one == two and one
+    trainer = make_trainer(tmp_path, devices=2, strategy="ddp_fork")
+    trainer.fit(module, data)
+    assert trainer.global_step == 1
