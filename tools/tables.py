@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.runs import ROOT
+from tools.house import drawn
 
 HEAD = {"map25": "mAP25", "map50": "mAP50", "map70": "mAP70", "map75": "mAP75", "miou": "mIoU"}
 PAPER = "results/paper.json"
@@ -280,8 +281,9 @@ OTHER: dict[str, Callable[[], str]] = {
     "paper_table4": paper_table4,
     "paper_table5": paper_table5,
     "cost": cost_table,
+    "house": drawn,
 }
-"""Tables that several files are behind."""
+"""Tables that several files are behind, and the drawing of the package."""
 
 
 # ---------------------------------------------------------------- Markdown
