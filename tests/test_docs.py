@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import re
 import tokenize
 from pathlib import Path
 
 import pytest
+
+import bestie_pl
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCES = REPOSITORY / "src/bestie_pl"
@@ -51,7 +54,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_and_tests_that_it_names_exist(page: Path) -> None:
     text = page.read_text()
-    for path in re.findall(r"(?<![\w/.])((?:benchmarks|configs|results|notebooks|tools|experiments)/[\w/]+\.\w+)", text):
+    for path in re.findall(
+        r"(?<![\w/.])((?:benchmarks|configs|results|notebooks|tools|experiments)/[\w/]+\.\w+)", text
+    ):
         assert (REPOSITORY / path).exists(), path
     in_package = r"`((?:ops|models|metrics|data|modules|callbacks|cli|structures)(?:/\w+)*\.py)`"
     for path in re.findall(in_package, text):
@@ -62,7 +67,8 @@ def test_files_and_tests_that_it_names_exist(page: Path) -> None:
 
 
 NUMBER = r"[1-9]\d?\.\d{1,2}"
-CITED = rf"(?:release(?:'s)?(?: behaviour| rules?)?|release-rules\.md|its rules|\() ?({NUMBER})((?:(?: to |, and |, | and ){NUMBER})*)"
+BEFORE = r"(?:release(?:'s)?(?: behaviour| rules?)?|its rules|\()"
+CITED = rf"{BEFORE} ?({NUMBER})((?:(?: to |, and |, | and ){NUMBER})*)"
 
 
 def cited(source: str) -> set[str]:
@@ -85,7 +91,9 @@ def test_every_rule_of_the_release_that_is_cited_is_written_down() -> None:
     everywhere: set[str] = set()
     for path in sorted(SOURCES.rglob("*.py")):
         numbers = cited(path.read_text())
-        assert numbers <= rules, f"{path.relative_to(SOURCES)} cites {sorted(numbers - rules)}; see docs/release-rules.md"
+        assert numbers <= rules, (
+            f"{path.relative_to(SOURCES)} cites {sorted(numbers - rules)}; see docs/release-rules.md"
+        )
         everywhere |= numbers
         whole = set(re.findall(r"release(?:'s)? section (\d+)", path.read_text()))
         assert whole <= sections, path
@@ -94,8 +102,23 @@ def test_every_rule_of_the_release_that_is_cited_is_written_down() -> None:
 
 def test_a_wrong_rule_is_found() -> None:
     assert cited('"""Source: paper; release 4.31, and 5.2."""\n') == {"4.31", "5.2"}
-    assert cited('"""As the release has it (77.7)."""\n# release 3.3 to 3.8\nx = "release 9.9"\n') == {"77.7", "3.3", "3.8"}
+    assert cited('"""As the release has it (77.7)."""\n# release 3.3 to 3.8\n') == {"77.7", "3.3", "3.8"}
+    assert cited('x = "release 9.9"\n') == set()
     assert cited('"""Half a pixel (2.5)."""\n') == set()
+
+
+def test_the_site_has_every_public_name_and_finds_its_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY))
+    site = importlib.import_module("tools.site")
+    named = re.findall(r"^::: ([\w.]+)$", site.api_page(), re.MULTILINE)
+    assert sorted(named) == sorted(f"bestie_pl.{home}.{name}" for name, home in bestie_pl._HOME.items())
+    assert site.moved("[a](use.md) ![b](../results/b.png) [c](../README.md#limits)") == (
+        "[a](use.md) ![b](results/b.png) [c](index.md#limits)"
+    )
+    pages = set(re.findall(r": ([\w-]+\.md)$", (REPOSITORY / "mkdocs.yml").read_text(), re.MULTILINE))
+    written = {path.name for path in PAGES if path.name != "README.md"} | {"index.md", "api.md"}
+    assert written - pages == set(), "add these to nav in mkdocs.yml"
+    assert pages - written <= WRITTEN_ELSEWHERE, "in nav of mkdocs.yml and not there"
 
 
 def test_the_house_is_drawn_as_it_stands() -> None:

@@ -9,17 +9,9 @@ import griffe
 
 
 def fenced(docstring: str) -> str:
-    """A docstring whose examples, which begin with ``>>>`` and end at an empty line, stand in blocks of code.
-
-    >>> print(fenced("What it does.\\n\\n>>> 1 + 1\\n2").replace("`", "'"))
-    What it does.
-    <BLANKLINE>
-    '''pycon
-    >>> 1 + 1
-    2
-    '''
-    """
-    return re.sub(r"^>>> .*?(?=\n[ \t]*\n(?!>>> )|\Z)", r"```pycon\n\g<0>\n```", docstring, flags=re.DOTALL | re.MULTILINE)
+    """A docstring whose examples, which begin with ``>>>`` and end at an empty line, stand in blocks of code."""
+    example = r"^>>> .*?(?=\n[ \t]*\n(?!>>> )|\Z)"
+    return re.sub(example, r"```pycon\n\g<0>\n```", docstring, flags=re.DOTALL | re.MULTILINE)
 
 
 class Doctests(griffe.Extension):
