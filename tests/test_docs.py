@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import io
 import re
+import shlex
 import tokenize
 from pathlib import Path
 
 import pytest
 
 import bestie_pl
+from bestie_pl.cli import main
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCES = REPOSITORY / "src/bestie_pl"
@@ -64,6 +66,21 @@ def test_files_and_tests_that_it_names_exist(page: Path) -> None:
     tests = "".join(path.read_text() for path in (REPOSITORY / "tests").rglob("test_*.py"))
     for name in re.findall(r"`(test_\w+_\w+)`", text):
         assert f"def {name}(" in tests, name
+
+
+@pytest.mark.parametrize("page", ["use.md", "data.md"])
+def test_printed_commands_are_understood(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    blocks = re.findall(r"```bash\n(.*?)```", (REPOSITORY / "docs" / page).read_text(), re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    commands = [words for line in lines if (words := shlex.split(line, comments=True))[:1] == ["bestie-pl"]]
+    assert commands
+    for _, verb, *arguments in commands:
+        assert verb in main.VERBS | main.COMMANDS
+        if verb in main.VERBS:
+            with pytest.raises(SystemExit) as stop:
+                main.main([verb, *arguments, "--print_config"])
+            assert stop.value.code in (0, None), (verb, *arguments)
 
 
 NUMBER = r"[1-9]\d?\.\d{1,2}"
