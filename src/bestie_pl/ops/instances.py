@@ -53,13 +53,13 @@ def find_instances(
     The score is a centre score times the mean class probability of the instance.
 
     - paper: the score of the centre that grouped the pixels, clamped to [0, 1].
-    - release (section 10 of its rules): the largest heatmap value of the group; if that is 1 or more, as it is at every
-      clustered centre, the mean probability takes its place: the score is then the probability's square (release 10.5).
+    - release (its section 10): the largest heatmap value of the group; if that is 1 or more, as it is at every
+      clustered centre, the mean probability takes its place: the score is then the probability's square (10.5).
 
     Differences from the release on purpose: no instance gives an empty result instead of an empty mask of class 0 with
-    score 0 (release 10.7). Masks lie on the grid of ``maps`` and offsets are in its pixels: who wants another size
-    enlarges the maps with scaled offsets before, or the masks after; the release scaled offsets alone, which then
-    pointed beside the centres (release 10.2).
+    score 0 (10.7). Masks lie on the grid of ``maps`` and offsets are in its pixels: who wants another size enlarges the
+    maps with scaled offsets before, or the masks after; the release scaled offsets alone, which then pointed beside the
+    centres (10.2).
 
     Args:
         maps: (B, ..., H, W), at the resolution that ``geometry`` is in; ``semantic_logits`` may be log-probabilities.
