@@ -14,6 +14,7 @@ from bestie_pl.models.bestie import BestieModel
 from bestie_pl.ops.instances import find_instances
 from bestie_pl.ops.masks import encode, to_instances
 from bestie_pl.ops.views import average_maps, mirror_maps
+from bestie_pl.recipe import RULES
 from bestie_pl.structures import Geometry, Instances
 
 HEIGHT, WIDTH = 375, 500
@@ -29,7 +30,7 @@ def post_process(scene: Scene, *, mirror: bool = False, recipe: str = "paper") -
     count = len(scene.semantic)
     valid = torch.zeros(scene.semantic.shape, dtype=torch.bool, device=scene.semantic.device)
     valid[:, :HEIGHT, :WIDTH] = True
-    labels, _ = find_instances(maps, geometry=Geometry(), recipe=recipe, valid=valid)  # type: ignore[arg-type]
+    labels, _ = find_instances(maps, geometry=Geometry(), rules=RULES[recipe], valid=valid)  # type: ignore[arg-type]
     return to_instances(labels, sizes=[(HEIGHT, WIDTH)] * count, original_sizes=[(HEIGHT, WIDTH)] * count)
 
 

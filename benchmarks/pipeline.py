@@ -14,7 +14,7 @@ from benchmarks.scenes import make_scene
 from benchmarks.step import half, make_step
 from bestie_pl.data.samples import collate
 from bestie_pl.data.voc import VOC_CLASSES, VOCDataModule
-from bestie_pl.structures import Recipe
+from bestie_pl.recipe import Recipe
 
 
 def write_photographs(root: Path, count: int) -> None:

@@ -13,7 +13,8 @@ from benchmarks.scenes import Scene, make_scene
 from bestie_pl.ops.grouping import Groups, group_pixels
 from bestie_pl.ops.peaks import cluster_centers, find_centers, find_peaks, gather_foreground
 from bestie_pl.ops.refinement import refine_from_points, refine_from_tags
-from bestie_pl.structures import Geometry, LabeledInstances, Recipe
+from bestie_pl.recipe import PAPER, RULES, Recipe
+from bestie_pl.structures import Geometry, LabeledInstances
 
 GEOMETRY = Geometry()
 THRESHOLD = 0.3
@@ -31,7 +32,7 @@ def refine(scene: Scene, recipe: Recipe = "paper") -> LabeledInstances:
         scene.maps,
         scene.components(),
         geometry=GEOMETRY,
-        recipe=recipe,
+        rules=RULES[recipe],
         threshold=THRESHOLD,
         enlargement=scene.enlargement,
     )
@@ -54,7 +55,7 @@ def stages(scene: Scene, settings: Settings) -> dict[str, float]:
             find_peaks(foreground, threshold=THRESHOLD, window=GEOMETRY.peak_window, strict=False)
         with clock("clustering"):
             cluster_centers(foreground, geometry=GEOMETRY)
-        centers = find_centers(foreground, geometry=GEOMETRY, threshold=THRESHOLD, strict=False, clustering=True)
+        centers = find_centers(foreground, geometry=GEOMETRY, threshold=THRESHOLD, rules=PAPER, clustering=True)
         with clock("grouping"):
             owner = group_pixels(
                 foreground.pixel,
@@ -115,7 +116,7 @@ def run(settings: Settings) -> list[Row]:
 
 def _refine_from_points(scene: Scene) -> LabeledInstances:
     return refine_from_points(
-        scene.maps.offset_field, scene.classes, scene.cues, recipe="paper", enlargement=scene.enlargement
+        scene.maps.offset_field, scene.classes, scene.cues, rules=PAPER, enlargement=scene.enlargement
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from bestie_pl.ops.components import label_components, tagged_classes
 from bestie_pl.ops.enlargement import Enlargement
 from bestie_pl.ops.transfer import transfer
+from bestie_pl.recipe import PAPER
 from bestie_pl.structures import Components, Cues, Geometry, InstanceMaps, LabeledInstances
 
 STRIDE = 4
@@ -44,7 +45,7 @@ class Scene:
 
     def pseudo(self, components: Components) -> LabeledInstances:
         """Labels by transfer."""
-        return transfer(components, self.cues, supervision="tags", recipe="paper", geometry=Geometry())
+        return transfer(components, self.cues, supervision="tags", rules=PAPER, geometry=Geometry())
 
     def large(self) -> InstanceMaps:
         """The maps at full size."""

@@ -21,6 +21,7 @@ from bestie_pl.ops.enlargement import Enlargement
 from bestie_pl.ops.losses import total_loss
 from bestie_pl.ops.refinement import refine_from_points, refine_from_tags
 from bestie_pl.ops.transfer import transfer
+from bestie_pl.recipe import PAPER
 from bestie_pl.structures import Batch, Geometry, InstanceMaps, LabeledInstances
 
 
@@ -53,7 +54,7 @@ class Step:
     def label(self, semantic: Tensor, tags: Tensor, cues: Any) -> tuple[Any, LabeledInstances]:
         """Components and pseudo labels."""
         components = label_components(tagged_classes(semantic, tags))
-        return components, transfer(components, cues, supervision="tags", recipe="paper", geometry=self.geometry)
+        return components, transfer(components, cues, supervision="tags", rules=PAPER, geometry=self.geometry)
 
     def network(self, images: Tensor) -> InstanceMaps:
         """The maps at stride 4."""
@@ -76,9 +77,7 @@ class Step:
 
     def refine(self, maps: InstanceMaps, components: Any, enlargement: Enlargement | None) -> LabeledInstances:
         """Refined labels."""
-        return refine_from_tags(
-            maps.detach(), components, geometry=self.geometry, recipe="paper", enlargement=enlargement
-        )
+        return refine_from_tags(maps.detach(), components, geometry=self.geometry, rules=PAPER, enlargement=enlargement)
 
     def losses(
         self,
@@ -95,7 +94,7 @@ class Step:
             pseudo,
             refined,
             supervision="tags",
-            recipe="paper",
+            rules=PAPER,
             geometry=self.geometry,
             enlargement=enlargement,
         )[0]
@@ -237,7 +236,7 @@ def run_waits(settings: Settings) -> list[Row]:
 
 def _refine_from_points(scene: Scene) -> LabeledInstances:
     return refine_from_points(
-        scene.maps.offset_field, scene.classes, scene.cues, recipe="paper", enlargement=scene.enlargement
+        scene.maps.offset_field, scene.classes, scene.cues, rules=PAPER, enlargement=scene.enlargement
     )
 
 

@@ -27,6 +27,7 @@ from bestie_pl.modules.semantic import SemanticModule
 from bestie_pl.ops.components import label_components, tagged_classes
 from bestie_pl.ops.semantic import semantic_from_activations
 from bestie_pl.ops.transfer import transfer
+from bestie_pl.recipe import PAPER
 from bestie_pl.structures import IGNORE, Batch, Cues
 from experiments.runs import METRICS, ROOT, command
 
@@ -112,7 +113,7 @@ def try_cue_scales(
             cues = _joined(prediction.cues)
             cues = cues.select(cues.scores > CUE_THRESHOLD)
             components = label_components(tagged_classes(batch.semantic, batch.tags))
-            pseudo = transfer(components, cues, supervision="tags", recipe="paper", geometry=data.geometry)
+            pseudo = transfer(components, cues, supervision="tags", rules=PAPER, geometry=data.geometry)
             labels.update(pseudo, batch.truth)
         quality = labels.compute()
         row = {
@@ -173,7 +174,10 @@ def try_label_views(checkpoint: Path, root: str, count: int) -> Iterable[dict[st
     given += [f"--data.init_args.{name}={value}" for name, value in data.items()]
     folder = ROOT / "runs/pilot/labels"
     for mirror, scales in LABEL_VIEWS:
-        view = [f"--model.init_args.mirror={str(mirror).lower()}", f"--model.init_args.test_scales={list(scales)}"]
+        view = [
+            f"--model.init_args.inference.mirror={str(mirror).lower()}",
+            f"--model.init_args.inference.scales={list(scales)}",
+        ]
         log = folder / "output.txt"
         command("test", *given, *view, f"--trainer.default_root_dir={folder}", threads=1, log=log)
         scores = json.loads((folder / "scores_test.json").read_text())["scores"]

@@ -201,7 +201,7 @@ class Seed:
 
     def _tested_refined(self, name: str, config: str) -> None:
         checkpoint = self.folder / name / "checkpoints/last.ckpt"
-        given = ["--model.init_args.refine_at_test=pamr"]
+        given = ["--model.init_args.inference.refine=pamr"]
         self.stages[f"{name}_refined"] = Stage(
             lambda: self._fit(f"{name}_refined", config, given, checkpoint=checkpoint), (name,)
         )

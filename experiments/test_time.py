@@ -18,8 +18,8 @@ from bestie_pl.cli.lightning import run
 from bestie_pl.data.files import write_json
 from experiments.runs import ROOT
 
-MIRROR = "--model.init_args.mirror=true"
-SCALES = "--model.init_args.test_scales=[0.75,1.0,1.25]"
+MIRROR = "--model.init_args.inference.mirror=true"
+SCALES = "--model.init_args.inference.scales=[0.75,1.0,1.25]"
 TWO_MAPS = "--model.init_args.average_offsets=false"
 ROWS = {
     "plain": (),

@@ -19,13 +19,25 @@ from bestie_pl.callbacks.predictions import PredictionWriter
 from bestie_pl.callbacks.scores import ScoreWriter
 from bestie_pl.callbacks.semantic_maps import SemanticMapWriter
 from bestie_pl.data.shapes import ShapesDataModule
+from bestie_pl.modules.bestie import Inference
+from bestie_pl.modules.optimization import Optimization
+from bestie_pl.recipe import RELEASE
+from bestie_pl.structures import Geometry
 
 NETWORK = {"backbone": "mobilenetv3_small_100", "backbone_weights": None}
 SCALE = {"object_scale": 0.25, "min_area": 200}
 
 
 def bestie(**settings: Any) -> BestieModule:
-    return BestieModule(5, decoder="pyramid", sigma=16.0, lr=2e-3, **NETWORK, **SCALE, **settings)
+    return BestieModule(
+        5,
+        decoder="pyramid",
+        geometry=Geometry(sigma=16.0, min_area=SCALE["min_area"]),
+        object_scale=SCALE["object_scale"],
+        optimization=Optimization(lr=2e-3),
+        **NETWORK,
+        **settings,
+    )
 
 
 def classifier(**settings: Any) -> PeakAttentionModule:
@@ -48,13 +60,13 @@ def map_writer(folder: Path) -> list[pl.Callback]:
     ("make", "data", "writers"),
     [
         pytest.param(
-            lambda: bestie(supervision="tags", mirror=True, test_scales=[0.75, 1.0], refine_at_test="pamr"),
+            lambda: bestie(supervision="tags", inference=Inference(mirror=True, scales=(0.75, 1.0), refine="pamr")),
             {"supervision": "tags", "cues_dir": "Center_points", "label_quality": True},
             instance_writers,
             id="tags",
         ),
         pytest.param(
-            lambda: bestie(supervision="tags", recipe="release", oracle="points"),
+            lambda: bestie(supervision="tags", rules=RELEASE, oracle="points"),
             {"supervision": "tags", "cues_dir": "Center_points", "recipe": "release"},
             instance_writers,
             id="tags, release",
@@ -72,7 +84,7 @@ def map_writer(folder: Path) -> list[pl.Callback]:
             id="classifier",
         ),
         pytest.param(
-            lambda: SemanticModule(5, decoder="pyramid", lr=2e-3, **NETWORK),
+            lambda: SemanticModule(5, decoder="pyramid", optimization=Optimization(lr=2e-3), **NETWORK),
             {"supervision": "tags", "cues_dir": "Center_points", "label_quality": True},
             map_writer,
             id="semantic round",

@@ -53,7 +53,7 @@ def main() -> None:
         fit = [*extra, *pictures, f"--trainer.max_steps={number}"]
         results[kind] = fit_and_test(config, folder / kind, fit)
         checkpoint = folder / kind / "checkpoints/last.ckpt"
-        refined = [*extra, "--model.init_args.refine_at_test=pamr"]
+        refined = [*extra, "--model.init_args.inference.refine=pamr"]
         results[f"{kind}_refined"] = fit_and_test(config, folder / f"{kind}_refined", refined, checkpoint=checkpoint)
     seconds = round(time.monotonic() - start, 1)
 

@@ -18,7 +18,6 @@ from torch.nn import functional as F
 IGNORE = 255
 """Value of a semantic map's pixels that no loss and no label may use."""
 
-Recipe = Literal["paper", "release"]
 Supervision = Literal["tags", "points", "full"]
 
 

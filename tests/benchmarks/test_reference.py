@@ -17,7 +17,8 @@ from bestie_pl.ops.heatmaps import center_heatmap, offset_field, weight_map
 from bestie_pl.ops.instances import find_instances
 from bestie_pl.ops.refinement import refine_from_points, refine_from_tags
 from bestie_pl.ops.transfer import transfer
-from bestie_pl.structures import Geometry, Recipe
+from bestie_pl.recipe import PAPER, RELEASE, RULES, Recipe
+from bestie_pl.structures import Geometry
 
 GEOMETRY = Geometry(sigma=2, peak_window=13, min_area=12, cluster_distance=30)
 
@@ -31,7 +32,7 @@ def test_reference_refines_as_the_release_recipe(pooling: Pooling, fragments: in
     expected = PerComponent(GEOMETRY, 0.3, pooling).refine(large, scene.classes.numpy())
     maps, enlargement = (scene.maps, scene.enlargement) if sampled else (large, None)
     labels = refine_from_tags(
-        maps, scene.components(), geometry=GEOMETRY, recipe="release", threshold=0.3, enlargement=enlargement
+        maps, scene.components(), geometry=GEOMETRY, rules=RELEASE, threshold=0.3, enlargement=enlargement
     )
     assert (labels.area > 0).sum() > 5
     assert np.array_equal(offset_field(labels).numpy(), expected.offset)
@@ -44,7 +45,7 @@ def test_reference_refines_as_the_release_recipe(pooling: Pooling, fragments: in
 def test_reference_transfers_as_the_library(fragments: int) -> None:
     scene = make_scene(6, batch=4, size=120, instances=5, fragments=fragments, seed=5)
     expected = PerComponent(GEOMETRY, 0.3).transfer(scene.classes.numpy(), scene.cues, 6)
-    labels = transfer(scene.components(), scene.cues, supervision="tags", recipe="release", geometry=GEOMETRY)
+    labels = transfer(scene.components(), scene.cues, supervision="tags", rules=RELEASE, geometry=GEOMETRY)
     assert 2 < (labels.area > 0).sum() < len(labels.area) - 1
     assert np.array_equal(offset_field(labels).numpy(), expected.offset)
     assert np.array_equal(weight_map(labels).numpy(), expected.weight)
@@ -55,7 +56,7 @@ def test_reference_transfers_as_the_library(fragments: int) -> None:
 def test_reference_predicts_as_the_release_recipe() -> None:
     scene = make_scene(6, batch=3, size=120, instances=5, seed=4)
     large = scene.large()
-    labels, _ = find_instances(large, geometry=GEOMETRY, recipe="release", threshold=0.1)
+    labels, _ = find_instances(large, geometry=GEOMETRY, rules=RELEASE, threshold=0.1)
     expected = PerComponent(GEOMETRY, 0.1).predict(large)
     got = {
         (int(labels.image[n]), int(labels.classes[n]), (labels.ids[labels.image[n]] == n).numpy().tobytes()): float(
@@ -111,14 +112,14 @@ def test_labels_and_refinement_wait_once_each() -> None:
         return dict(+counter.waits)
 
     def label() -> None:
-        transfer(scene.components(), scene.cues, supervision="tags", recipe="paper", geometry=GEOMETRY)
+        transfer(scene.components(), scene.cues, supervision="tags", rules=PAPER, geometry=GEOMETRY)
 
     with WaitCounter():
         components = scene.components()
     assert waits(label) == {"tolist": 1}
     for recipe in get_args(Recipe):
-        by_tags = partial(refine_from_tags, scene.maps, components, geometry=GEOMETRY, recipe=recipe)
-        by_points = partial(refine_from_points, scene.maps.offset_field, scene.classes, scene.cues, recipe=recipe)
+        by_tags = partial(refine_from_tags, scene.maps, components, geometry=GEOMETRY, rules=RULES[recipe])
+        by_points = partial(refine_from_points, scene.maps.offset_field, scene.classes, scene.cues, rules=RULES[recipe])
         for refine in (by_tags, by_points):
             assert waits(partial(refine, enlargement=scene.enlargement)) == {"tolist": 1}
 

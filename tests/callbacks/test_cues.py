@@ -165,8 +165,8 @@ def test_cues_go_where_the_data_module_looks(shapes_folder: Path, tmp_path: Path
 
 
 def test_it_leaves_other_modules_alone(shapes_folder: Path, tmp_path: Path) -> None:
-    module = BestieModule(5, backbone="hrnet_w18_small", backbone_weights=None, object_scale=0.25, min_area=200)
-    data = make_data(shapes_folder, supervision="points", semantic_source="folder", object_scale=0.25, min_area=200)
+    module = BestieModule(5, backbone="hrnet_w18_small", backbone_weights=None, object_scale=0.25)
+    data = make_data(shapes_folder, supervision="points", semantic_source="folder", object_scale=0.25)
     predict(module, data, tmp_path, CueWriter(str(tmp_path / "cues")), limit_predict_batches=1)
     assert not (tmp_path / "cues").exists() and not (tmp_path / "cue_report.json").exists()
 

@@ -42,7 +42,7 @@ def test_predictions_are_the_labels_of_the_next_round(shapes_folder: Path, tmp_p
     shutil.copytree(root / "Center_points", root / "Peak_points")
     first = arguments("points", root, tmp_path / "first")
     run("fit", *first, "--trainer.max_steps=2")
-    run("predict", *first, *LABELS, "--model.init_args.test_threshold=1e-6", "--ckpt_path=last")
+    run("predict", *first, *LABELS, "--model.init_args.inference.threshold=1e-6", "--ckpt_path=last")
     folder = tmp_path / "first" / "predictions"
     tags = {line.split()[0]: set(map(int, line.split()[1:])) for line in (root / "train_cls.txt").open()}
     found = {path.stem: json.loads(path.read_text()) for path in folder.iterdir()}

@@ -75,7 +75,7 @@ def test_fit_test_predict_and_a_second_fit(shapes_folder: Path, tmp_path: Path) 
     photograph.parent.mkdir()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)).save(photograph)
     own = f"--data.init_args.predict_images={photograph.parent}"
-    bestie("predict", *arguments, own, "--ckpt_path=last", "--model.init_args.test_threshold=1e-6")
+    bestie("predict", *arguments, own, "--ckpt_path=last", "--model.init_args.inference.threshold=1e-6")
     records = json.loads((tmp_path / "predictions" / "größe 1.json").read_text())
     assert records, "two steps of training leave the network unsure, and everything above 0 is written"
     for record in records:

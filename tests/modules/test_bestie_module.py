@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
+from torch.utils.data import DataLoader
 
 from bestie_pl.callbacks.scores import ScoreWriter
 from bestie_pl.data.shapes import ShapesDataModule
-from bestie_pl.modules.bestie import BestieModule
-from bestie_pl.structures import Batch, Cues, InstanceMaps
+from bestie_pl.modules.bestie import BestieModule, Inference
+from bestie_pl.modules.optimization import Optimization
+from bestie_pl.structures import Batch, Cues, Geometry, InstanceMaps
 
 SHARED = {"object_scale": 0.25, "min_area": 200}
 
@@ -38,11 +40,11 @@ def make_module(**settings: Any) -> BestieModule:
         "decoder": "pyramid",
         "backbone_weights": None,
         "supervision": "points",
-        "sigma": 16.0,
-        "optimizer": "adamw",
-        "lr": 2e-3,
+        "object_scale": SHARED["object_scale"],
+        "geometry": Geometry(sigma=16.0, min_area=SHARED["min_area"]),
+        "optimization": Optimization("adamw", lr=2e-3),
     }
-    return BestieModule(5, **{**defaults, **SHARED, **settings})
+    return BestieModule(5, **{**defaults, **settings})
 
 
 def make_trainer(folder: Path, **settings: Any) -> pl.Trainer:
@@ -145,7 +147,9 @@ def test_every_row_of_table_3_is_a_switch(batch: Batch, switch: str) -> None:
     """With tags, as in the table; maps are given, so that refinement and clustering have something to find."""
     losses = []
     for value in (True, False):
-        module = unlogged(make_module(supervision="tags", cluster_tolerance=5.0, **{switch: value}))
+        module = unlogged(
+            make_module(supervision="tags", geometry=Geometry(min_area=200, cluster_tolerance=5.0), **{switch: value})
+        )
         maps = maps_of_truth(batch)
         module.model.forward = lambda images, maps=maps: maps  # type: ignore[method-assign]
         losses.append(float(module.training_step(batch, 0)))
@@ -229,10 +233,11 @@ LEGEND_NAMES = ("map25", "map50", "map70", "map75", "ap25/", "ap50/", "coco_ap",
 def test_the_score_file_says_which_score_is_whose_and_what_views_it_is_from(
     shapes_folder: Path, tmp_path: Path
 ) -> None:
-    module = make_module(mirror=True, test_scales=[0.5, 1.0], average_offsets=False)
+    module = make_module(inference=Inference(mirror=True, scales=(0.5, 1.0), average_offsets=False))
     (scores,) = make_trainer(tmp_path, callbacks=[ScoreWriter()]).test(module, make_data(shapes_folder), verbose=False)
     written = json.loads((tmp_path / "scores_test.json").read_text())
-    assert (written["mirror"], written["test_scales"], written["average_offsets"]) == (True, [0.5, 1.0], False)
+    views = {name: written["inference"][name] for name in ("mirror", "scales", "average_offsets")}
+    assert views == {"mirror": True, "scales": [0.5, 1.0], "average_offsets": False}
     explained = {name.strip() for names in written["legend"] for name in names.split(",")}
     used = {name.removeprefix("test/") for name in scores}
     per_class = {f"{name}/{c}" for name in ("ap25", "ap50") for c in module.class_names}
@@ -263,7 +268,9 @@ def test_without_an_oracle_predictions_do_not_look_at_tags_or_points(
 ) -> None:
     """Masks, classes, scores and figures are the same with poisoned labels; an oracle is what makes them differ."""
     torch.manual_seed(0)
-    module = make_module(recipe=recipe, oracle=oracle, mirror=True, refine_at_test="pamr", pamr_iterations=1)
+    module = make_module(
+        recipe=recipe, oracle=oracle, inference=Inference(mirror=True, refine="pamr", pamr_iterations=1)
+    )
     module.load_state_dict(make_module().state_dict())  # the release's fresh weights find nothing
     found = []
     for kind in (ShapesDataModule, Poisoned):
@@ -340,7 +347,7 @@ def seen(
 ) -> tuple[InstanceMaps, tuple[tuple[int, int], ...]]:
     """Maps of a batch by the analytic network, and where they are no padding."""
     module = seeing_module(recipe)
-    module.mirror, module.test_scales, module.average_offsets = mirror, tuple(scales), average_offsets
+    module.inference = Inference(mirror=mirror, scales=tuple(scales), average_offsets=average_offsets)
     return module._inference_maps(batch)
 
 
@@ -433,16 +440,18 @@ def test_which_maps_are_averaged_is_free_of_the_recipe(recipe: str) -> None:
     torch.manual_seed(0)
     module = make_module(recipe=recipe).eval()
     plain = module._inference_maps(batch)[0].offset_field
-    assert module.average_offsets is (recipe == "paper")
-    assert make_module(recipe=recipe, average_offsets=recipe != "paper").average_offsets is not module.average_offsets
-    for module.mirror, module.test_scales in ((True, (1.0,)), (False, (0.5, 1.0))):
-        for module.average_offsets in (True, False):
+    assert module.inference.average_offsets is (recipe == "paper")
+    other = make_module(recipe=recipe, inference=Inference(average_offsets=recipe != "paper"))
+    assert other.inference.average_offsets is not module.inference.average_offsets
+    for mirror, scales in ((True, (1.0,)), (False, (0.5, 1.0))):
+        for averaged in (True, False):
+            module.inference = Inference(mirror=mirror, scales=scales, average_offsets=averaged)
             offsets = module._inference_maps(batch)[0].offset_field
-            assert torch.equal(offsets, plain) is not module.average_offsets
+            assert torch.equal(offsets, plain) is not averaged
 
 
 def test_mirroring_a_symmetric_image_gives_a_symmetric_result() -> None:
-    module = make_module(mirror=True, test_scales=(1.0, 0.75)).eval()
+    module = make_module(inference=Inference(mirror=True, scales=(1.0, 0.75))).eval()
     half = torch.rand(1, 3, 64, 32)
     image = torch.cat([half, half.flip(-1)], -1)
     batch = Batch(image, torch.zeros(1, 5, dtype=torch.bool), Cues.empty(), ("a",), ((64, 64),), ((64, 64),))
@@ -467,7 +476,7 @@ def test_a_checkpoint_alone_gives_the_module_back(shapes_folder: Path, tmp_path:
 def test_resuming_equals_not_stopping(shapes_folder: Path, tmp_path: Path) -> None:
     def train(checkpoint: Path | None = None) -> BestieModule:
         pl.seed_everything(7)
-        module = make_module(lr=1e-3)
+        module = make_module(optimization=Optimization(lr=1e-3))
         keep_all = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
         trainer = make_trainer(tmp_path, max_epochs=2, max_steps=-1, limit_val_batches=0, enable_checkpointing=True)
         trainer.callbacks.append(keep_all)
@@ -484,7 +493,7 @@ def test_a_checkpoint_of_another_network_is_refused(shapes_folder: Path, tmp_pat
     trainer = make_trainer(tmp_path, enable_checkpointing=True)
     trainer.fit(make_module(), make_data(shapes_folder))
     trainer.save_checkpoint(tmp_path / "module.ckpt")
-    other = BestieModule(5, backbone="hrnet_w18_small", backbone_weights=None, **SHARED)
+    other = BestieModule(5, backbone="hrnet_w18_small", backbone_weights=None, object_scale=0.25)
     with pytest.raises(ValueError, match="backbone='tf_efficientnet_lite0'"):
         make_trainer(tmp_path).test(other, make_data(shapes_folder), ckpt_path=tmp_path / "module.ckpt")
 
@@ -493,12 +502,12 @@ def test_wrong_settings_are_named() -> None:
     with pytest.raises(ValueError, match="class_names has 1 names"):
         BestieModule(2, ["one"])
     with pytest.raises(ValueError, match="peak_window must be odd"):
-        make_module(peak_window=40)
+        make_module(geometry=Geometry(peak_window=40))
     for scales in ([], [1.0, 0.0]):
-        with pytest.raises(ValueError, match="test_scales must be positive numbers, at least one"):
-            make_module(test_scales=scales)
-    with pytest.raises(ValueError, match=r"test_scales are \[0.5\]; add 1.0 to them, or set average_offsets: true"):
-        make_module(recipe="release", test_scales=[0.5])
+        with pytest.raises(ValueError, match="scales must be positive numbers, at least one"):
+            make_module(inference=Inference(scales=scales))
+    with pytest.raises(ValueError, match=r"scales are \[0.5\]; add 1.0 to them, or set average_offsets: true"):
+        make_module(recipe="release", inference=Inference(scales=(0.5,)))
 
 
 def test_it_is_a_part_of_another_lightning_module(batch: Batch) -> None:
@@ -514,6 +523,110 @@ def test_it_is_a_part_of_another_lightning_module(batch: Batch) -> None:
 
     logits = Theirs()(batch.images)
     assert logits.shape == (4, 6, 16, 16)
+
+
+class Dictionaries(pl.LightningDataModule):
+    """A data module of one's own: it yields what labels are made from, and no labels."""
+
+    def __init__(self, count: int = 4) -> None:
+        super().__init__()
+        self.count = count
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+        semantic = (((y - 32) ** 2 + (x - 24) ** 2) < 200).byte() * 3  # one object of class 2
+        one = {"image": torch.rand(3, 64, 64), "tags": [2], "semantic": semantic, "points": [(32.0, 24.0, 2)]}
+        return DataLoader([one] * self.count, batch_size=2, collate_fn=self.collate)
+
+    def collate(self, images: list[dict[str, Any]]) -> Batch:
+        points = [(b, y, x, c) for b, one in enumerate(images) for y, x, c in one["points"]]
+        image, y, x, classes = torch.tensor(points).T
+        return Batch(
+            images=torch.stack([one["image"] for one in images]),
+            tags=torch.stack([torch.tensor([c in one["tags"] for c in range(5)]) for one in images]),
+            cues=Cues(image.long(), torch.stack([y, x], 1), classes.long(), torch.ones(len(points))),
+            semantic=torch.stack([one["semantic"] for one in images]),
+            names=tuple(str(b) for b in range(len(images))),
+            sizes=((64, 64),) * len(images),
+            original_sizes=((64, 64),) * len(images),
+        )
+
+
+def test_a_data_module_of_ones_own_needs_no_labels(tmp_path: Path) -> None:
+    module = make_module(supervision="points", geometry=Geometry(min_area=200, sigma=16.0))
+    trainer = make_trainer(tmp_path, max_steps=4, max_epochs=-1)
+    trainer.fit(module, Dictionaries())
+    assert trainer.callback_metrics["train/center_pseudo"] > 0
+    assert trainer.callback_metrics["train/offset_refined"] > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"supervision": "tags"}, "data module has supervision 'points', the model 'tags'"),
+        ({"recipe": "release"}, "data module has recipe 'paper', the model 'release'"),
+        ({"object_scale": 1.0}, r"components need 12 pixels in the data module and 200 in the model"),
+    ],
+)
+def test_data_and_model_that_disagree_do_not_train(
+    settings: dict[str, Any], message: str, shapes_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path).fit(make_module(**settings), make_data(shapes_folder))
+
+
+def test_weights_are_read_inside_another_module_too(shapes_folder: Path, tmp_path: Path) -> None:
+    """Its ``on_fit_start`` is never called there; loaded states are left alone."""
+
+    class Theirs(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bestie = make_module(backbone_weights="imagenet")
+            self.seen: list[bool] = []
+
+        def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+            heatmap = self.bestie(batch.images).center_heatmap
+            self.seen.append(torch.equal(self.bestie.model.network.backbone.conv_stem.weight, expected))
+            return heatmap.square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 1e-3)
+
+    trained = make_module()
+    trained.model.load_backbone_weights("imagenet")
+    expected = trained.model.network.backbone.conv_stem.weight.detach().clone()
+    fresh = Theirs()
+    make_trainer(tmp_path, max_steps=1).fit(fresh, make_data(shapes_folder))
+    assert fresh.seen == [True]
+    restored = Theirs()
+    restored.load_state_dict({f"bestie.{name}": value for name, value in make_module().state_dict().items()})
+    make_trainer(tmp_path, max_steps=1).fit(restored, make_data(shapes_folder))
+    assert restored.seen == [False]
+
+
+def test_a_subclass_adds_a_loss(shapes_folder: Path, tmp_path: Path) -> None:
+    """As docs/questions.md shows it."""
+
+    class Smooth(BestieModule):
+        def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+            loss = super().training_step(batch, batch_idx)
+            offsets = self(batch.images).offset_field
+            return loss + 0.01 * (offsets[..., 1:] - offsets[..., :-1]).abs().mean()
+
+    settings = {name: value for name, value in make_module().hparams.items() if not name.startswith("_")}
+    trainer = make_trainer(tmp_path, max_steps=1)
+    trainer.fit(Smooth(**settings), make_data(shapes_folder))
+    assert trainer.global_step == 1
+
+
+def test_counts_are_those_of_all_processes(shapes_folder: Path, tmp_path: Path) -> None:
+    class Counting(BestieModule):
+        def on_train_start(self) -> None:
+            assert float(self.mean_over_processes(torch.tensor(float(self.global_rank)))) == 0.5
+
+    settings = {name: value for name, value in make_module().hparams.items() if not name.startswith("_")}
+    trainer = make_trainer(tmp_path, devices=2, strategy="ddp_fork", max_steps=1, limit_val_batches=0)
+    trainer.fit(Counting(**settings), make_data(shapes_folder))
 
 
 def test_two_processes_score_like_one(shapes_folder: Path, tmp_path: Path) -> None:

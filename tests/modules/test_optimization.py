@@ -1,28 +1,117 @@
-"""The learning rate of every step."""
+"""The learning rate of every step, and which optimiser takes it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import LearningRateFinder
+from pytorch_lightning.plugins import MixedPrecision
+from torch import nn
 
-from bestie_pl.modules.optimization import polynomial_decay
+from bestie_pl.data.shapes import ShapesDataModule
+from bestie_pl.modules.optimization import Optimization, configure, may_fuse, polynomial_decay
+from bestie_pl.modules.semantic import SemanticModule
+
+
+def rates_of(steps: int, warmup_steps: int = 0, lr: float = 1.0) -> list[float]:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr)
+    schedule = polynomial_decay(optimizer, steps, warmup_steps)
+    rates = []
+    for _ in range(steps + 1):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    return rates
 
 
 def test_equals_the_release(golden: Callable[[str], dict[str, np.ndarray]]) -> None:
     data = golden("l_schedule")
-    factor = polynomial_decay(50_000, 2_000)
-    rates = [5e-5 * factor(int(done)) for done in data["iterations_done"]]
-    np.testing.assert_allclose(rates, data["lr"], rtol=1e-12)
+    rates = rates_of(50_000, 2_000, 5e-5)
+    np.testing.assert_allclose([rates[int(done)] for done in data["iterations_done"]], data["lr"], atol=4e-16)
 
 
 def test_falls_to_zero_without_warm_up() -> None:
-    rates = [polynomial_decay(10)(done) for done in range(11)]
+    rates = rates_of(10)
     assert rates[0] == 1 and rates[-1] == 0 and rates == sorted(rates, reverse=True)
 
 
 @pytest.mark.parametrize("steps", [1, 5])
 def test_a_warm_up_longer_than_the_training_just_ends_early(steps: int) -> None:
-    factor = polynomial_decay(steps, 100)
-    assert 0 < factor(0) < 0.01 and factor(steps) == 0
+    rates = rates_of(steps, 100)
+    assert 0 < rates[0] < 0.01 and rates[steps] == 0
+
+
+@pytest.mark.parametrize("field", ["lr", "weight_decay", "backbone_lr_factor", "warmup_steps"])
+def test_a_negative_setting_is_refused(field: str) -> None:
+    with pytest.raises(ValueError, match=f"{field} must"):
+        Optimization(**{field: -1})
+
+
+def on_a_gpu(precision: str, clip: float | None) -> Any:
+    """What decides about fusing, of a module on a GPU."""
+    trainer = SimpleNamespace(gradient_clip_val=clip, precision=precision, estimated_stepping_batches=5)
+    return SimpleNamespace(trainer=trainer, device=torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("precision", "clip", "fused"),
+    [("32-true", 20, True), ("16-mixed", None, True), ("16-mixed", 20, False), ("bf16-mixed", 20, False)],
+)
+def test_gradients_can_be_clipped_in_mixed_precision_on_a_gpu(precision: str, clip: float | None, fused: bool) -> None:
+    module = on_a_gpu(precision, clip)
+    assert may_fuse(module) is fused
+    parameters = [nn.Parameter(torch.zeros(3))]
+    optimizer = configure(module, parameters, parameters[:0], Optimization("adamw"))["optimizer"]
+    assert optimizer.defaults["fused"] is fused
+    if clip and precision != "32-true":  # Lightning's own refusal
+        plugin = MixedPrecision(precision, "cuda")  # type: ignore[arg-type]
+        plugin.clip_gradients(optimizer, clip_val=clip)
+        fusing = torch.optim.AdamW(parameters, fused=True)
+        with pytest.raises(RuntimeError, match="does not allow for gradient clipping"):
+            plugin.clip_gradients(fusing, clip_val=clip)
+
+
+def test_the_learning_rate_finder_sets_the_rate_that_training_uses(shapes_folder: Path, tmp_path: Path) -> None:
+    sizes = {"train_images": 16, "val_images": 5, "test_images": 5, "image_size": 64}
+    data = ShapesDataModule(str(shapes_folder), batch_size=4, num_workers=0, crop_size=64, **sizes)
+    optimization = Optimization("adamw", lr=1e-4, backbone_lr_factor=0.3, warmup_steps=4)
+    module = SemanticModule(
+        5, backbone="tf_efficientnet_lite0", decoder="pyramid", backbone_weights=None, optimization=optimization
+    )
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=5,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=tmp_path,
+        callbacks=[LearningRateFinder(min_lr=1e-5, max_lr=1e-1, num_training_steps=20), (seen := Rates())],
+    )
+    trainer.fit(module, data)
+    found = module.lr
+    assert found != 1e-4 and module.hparams["optimization"]["lr"] == found
+    expected = [
+        [factor * found * part for part in (0.3, 1.0)] for factor in rates_of(5, 4)[:5]
+    ]  # backbone and heads, from the first step of the warm-up on
+    np.testing.assert_allclose(seen.rates, expected, rtol=1e-6)
+
+
+class Rates(pl.Callback):
+    """The rates that each step was taken with."""
+
+    def __init__(self) -> None:
+        self.rates: list[list[float]] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])

@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 
 from bestie_pl.data.shapes import ShapesDataModule
+from bestie_pl.modules.optimization import Optimization
 from bestie_pl.modules.peak_attention import ActivationPrediction, PeakAttentionModule
 from bestie_pl.ops.cues import activation_planes, find_cues, smooth
 from bestie_pl.structures import Batch, Cues
@@ -100,7 +101,7 @@ class Losses(pl.Callback):
 def test_tags_are_learnt(shapes_folder: Path, tmp_path: Path, pooling: str) -> None:
     pl.seed_everything(0)
     losses = Losses()
-    module = make_module(pooling=pooling, alpha=0.0, lr=5e-3, backbone_lr_factor=1.0)
+    module = make_module(pooling=pooling, alpha=0.0, optimization=Optimization("adamw", lr=5e-3, weight_decay=0.01))
     trainer = make_trainer(tmp_path, max_steps=60, limit_val_batches=0, callbacks=[losses])
     trainer.fit(module, make_data(shapes_folder, scale_range=(1.0, 1.0), color_jitter=0.0, batch_size=8))
     assert np.mean(losses.values[-6:]) < 0.75 * np.mean(losses.values[:6])
@@ -163,7 +164,7 @@ def test_the_releases_optimiser(shapes_folder: Path, tmp_path: Path) -> None:
         def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
             rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
 
-    module = make_module(optimizer="sgd", lr=0.01, backbone_lr_factor=0.1)
+    module = make_module(optimization=Optimization("sgd", lr=0.01, backbone_lr_factor=0.1, weight_decay=0.01))
     settings: dict[str, Any] = {"max_epochs": 10, "max_steps": -1, "limit_train_batches": 1, "limit_val_batches": 0}
     make_trainer(tmp_path, callbacks=[Rates()], **settings).fit(module, make_data(shapes_folder))
     first = [0.001, 0.002, 0.01, 0.02]

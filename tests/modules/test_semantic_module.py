@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from bestie_pl.data.shapes import ShapesDataModule
-from bestie_pl.modules.bestie import BestieModule
+from bestie_pl.modules.bestie import BestieModule, Inference
+from bestie_pl.modules.optimization import Optimization
 from bestie_pl.modules.semantic import SemanticModule
 from bestie_pl.structures import Batch, Cues
 
@@ -51,7 +53,10 @@ def semantic_checkpoint(shapes_folder: Path, tmp_path_factory: pytest.TempPathFa
     """Two steps of the semantic round."""
     folder = tmp_path_factory.mktemp("semantic")
     trainer = make_trainer(folder, enable_checkpointing=True)
-    trainer.fit(SemanticModule(5, **SMALL, optimizer="adamw", lr=1e-3, weight_decay=0.1), make_data(shapes_folder))
+    trainer.fit(
+        SemanticModule(5, **SMALL, optimization=Optimization("adamw", lr=1e-3, weight_decay=0.1)),
+        make_data(shapes_folder),
+    )
     trainer.save_checkpoint(folder / "semantic.ckpt")
     return folder / "semantic.ckpt"
 
@@ -157,7 +162,9 @@ def test_predicted_maps_are_of_probabilities_averaged_over_scales() -> None:
 
 def test_bestie_starts_from_the_semantic_round(semantic_checkpoint: Path, shapes_folder: Path, tmp_path: Path) -> None:
     trained = torch.load(semantic_checkpoint, weights_only=True)["state_dict"]
-    module = BestieModule(5, **{**SMALL, "backbone_weights": "absent.pth"}, init_from=str(semantic_checkpoint))
+    module = BestieModule(
+        5, **{**SMALL, "backbone_weights": "absent.pth"}, supervision="points", init_from=str(semantic_checkpoint)
+    )
     fresh = {name: value.clone() for name, value in module.model.state_dict().items()}
     trainer = make_trainer(tmp_path, max_steps=1, limit_train_batches=0, enable_checkpointing=True)
     trainer.fit(module, make_data(shapes_folder))
@@ -174,7 +181,7 @@ def test_bestie_starts_from_the_semantic_round(semantic_checkpoint: Path, shapes
 
 
 def test_a_resumed_training_does_not_start_over(semantic_checkpoint: Path, shapes_folder: Path, tmp_path: Path) -> None:
-    settings = {**SMALL, "init_from": str(tmp_path / "gone.ckpt")}
+    settings = {**SMALL, "supervision": "points", "init_from": str(tmp_path / "gone.ckpt")}
     (tmp_path / "gone.ckpt").write_bytes(semantic_checkpoint.read_bytes())
     trainer = make_trainer(tmp_path, max_steps=1, enable_checkpointing=True)
     trainer.fit(BestieModule(5, **settings), make_data(shapes_folder))
@@ -192,24 +199,25 @@ def test_a_start_from_another_network_names_what_differs(
     semantic_checkpoint: Path, shapes_folder: Path, tmp_path: Path
 ) -> None:
     data = make_data(shapes_folder)
-    module = BestieModule(6, **SMALL, init_from=str(semantic_checkpoint))
+    module = BestieModule(6, **SMALL, supervision="points", init_from=str(semantic_checkpoint))
     before = {name: value.clone() for name, value in module.model.state_dict().items()}
     with pytest.raises(ValueError, match=r"seg\.1\.weight \(6, 64, 1, 1\) instead of \(7.*num_classes=5"):
         make_trainer(tmp_path).fit(module, data)
     assert all(torch.equal(value, before[name]) for name, value in module.model.state_dict().items())
-    other = BestieModule(5, backbone="hrnet_w18_small", init_from=str(semantic_checkpoint))
+    other = BestieModule(5, backbone="hrnet_w18_small", supervision="points", init_from=str(semantic_checkpoint))
     with pytest.raises(ValueError, match="missing: network.*backbone='tf_efficientnet_lite0'"):
         make_trainer(tmp_path).fit(other, make_data(shapes_folder))
     (tmp_path / "text.ckpt").write_text("no tensors")
     with pytest.raises(ValueError, match="nothing else is loaded"):
         make_trainer(tmp_path).fit(
-            BestieModule(5, **SMALL, init_from=str(tmp_path / "text.ckpt")), make_data(shapes_folder)
+            BestieModule(5, **SMALL, supervision="points", init_from=str(tmp_path / "text.ckpt")),
+            make_data(shapes_folder),
         )
 
 
 def test_refinement_at_test_is_in_the_name_of_every_score(shapes_folder: Path, tmp_path: Path) -> None:
     for oracle, prefix in ((None, "test_pamr"), ("tags", "test_oracle_tags_pamr")):
-        module = BestieModule(5, **SMALL, refine_at_test="pamr", oracle=oracle)
+        module = BestieModule(5, **SMALL, inference=Inference(refine="pamr"), oracle=oracle)
         (scores,) = make_trainer(tmp_path).test(module, make_data(shapes_folder), verbose=False)
         assert scores and all(name.startswith(f"{prefix}/") for name in scores)
 
@@ -217,7 +225,7 @@ def test_refinement_at_test_is_in_the_name_of_every_score(shapes_folder: Path, t
 @pytest.mark.parametrize("recipe", ["paper", "release"])
 def test_refinement_at_test_stops_at_padding_and_fits_every_size(recipe: Any) -> None:
     torch.manual_seed(0)
-    module = BestieModule(5, **SMALL, recipe=recipe, refine_at_test="pamr", pamr_iterations=3).eval()
+    module = BestieModule(5, **SMALL, recipe=recipe, inference=Inference(refine="pamr", pamr_iterations=3)).eval()
     if recipe == "release":  # resized to a multiple of 32, evaluated alone, at the size of the file
         batch = Batch(
             torch.rand(1, 3, 64, 32),
@@ -233,7 +241,7 @@ def test_refinement_at_test_stops_at_padding_and_fits_every_size(recipe: Any) ->
     images = torch.rand(2, 3, 64, 64)
     batch = batch_of(images, ((64, 40), (33, 64)))
     maps, _ = module._inference_maps(batch)
-    module.refine_at_test = None
+    module.inference = replace(module.inference, refine=None)
     plain, _ = module._inference_maps(batch)
     repainted = images.clone()
     repainted[0, :, :, 40:] = 0

@@ -45,7 +45,7 @@ def copy_of(module: BestieModule) -> dict[str, Tensor]:
 def test_a_training_starts_from_a_local_file_of_the_backbone(shapes_folder: Path, tmp_path: Path) -> None:
     state = timm.create_model(HRNET).state_dict()
     torch.save(state | {"head.0.0.0.conv1.weight": torch.zeros(1), "fc.bias": torch.zeros(9)}, tmp_path / "w.pth")
-    module = BestieModule(5, backbone=HRNET, backbone_weights=str(tmp_path / "w.pth"))
+    module = BestieModule(5, backbone=HRNET, supervision="points", backbone_weights=str(tmp_path / "w.pth"))
     before = copy_of(module)
     start(module, shapes_folder, tmp_path)
     for name, value in module.model.state_dict().items():
@@ -54,7 +54,7 @@ def test_a_training_starts_from_a_local_file_of_the_backbone(shapes_folder: Path
 
     del state["stage4.0.branches.0.0.conv1.weight"]
     torch.save(state, tmp_path / "w.pth")
-    module = BestieModule(5, backbone=HRNET, backbone_weights=str(tmp_path / "w.pth"))
+    module = BestieModule(5, backbone=HRNET, supervision="points", backbone_weights=str(tmp_path / "w.pth"))
     before = copy_of(module)
     with pytest.raises(ValueError, match=r"w\.pth does not fit .*1 tensors missing: stage4\.0\.branches\.0\.0\.conv1"):
         start(module, shapes_folder, tmp_path)
@@ -72,7 +72,7 @@ class Trap:
 
 
 def test_nothing_of_a_checkpoint_to_start_from_is_executed(tmp_path: Path) -> None:
-    module, sprung = BestieModule(5, backbone=HRNET), tmp_path / "sprung"
+    module, sprung = BestieModule(5, backbone=HRNET, supervision="points"), tmp_path / "sprung"
     before = copy_of(module)
     torch.save({"state_dict": module.state_dict(), "hyper_parameters": Trap(sprung)}, tmp_path / "x.ckpt")
     with pytest.raises(ValueError, match=r"x\.ckpt .* nothing else is loaded"):

@@ -21,6 +21,7 @@ from bestie_pl.ops.enlargement import Enlargement
 from bestie_pl.ops.instances import find_instances
 from bestie_pl.ops.refinement import refine_from_points, refine_from_tags
 from bestie_pl.ops.transfer import transfer
+from bestie_pl.recipe import PAPER, RULES
 from bestie_pl.structures import Cues, Geometry, InstanceMaps
 
 Go = Callable[[str], AbstractContextManager[None]]
@@ -34,13 +35,13 @@ def everything(maps: InstanceMaps, classes: Tensor, points: Cues) -> list[Any]:
     large = enlargement.all(maps)
     components = label_components(classes)
     found: list[Any] = [replace(components, pixels=None), label_components(classes, connectivity=4).labels]
-    found.append(transfer(components, points, supervision="tags", recipe="paper", geometry=GEOMETRY))
+    found.append(transfer(components, points, supervision="tags", rules=PAPER, geometry=GEOMETRY))
     for recipe in ("paper", "release"):
-        settings_: dict[str, Any] = {"geometry": GEOMETRY, "recipe": recipe, "threshold": 0.25}
+        settings_: dict[str, Any] = {"geometry": GEOMETRY, "rules": RULES[recipe], "threshold": 0.25}
         for max_centers in (1, 5):
             found.append(refine_from_tags(large, components, max_centers=max_centers, **settings_))
         found.append(refine_from_tags(maps, components, enlargement=enlargement, **settings_))
-        found.append(refine_from_points(large.offset_field, classes, points, recipe=recipe))  # type: ignore[arg-type]
+        found.append(refine_from_points(large.offset_field, classes, points, rules=RULES[recipe]))  # type: ignore[arg-type]
         found.append(find_instances(large, **settings_))
     return found
 

@@ -32,6 +32,10 @@ def reference(classes: np.ndarray, connectivity: int) -> tuple[np.ndarray, list[
 
 def check(classes: np.ndarray, connectivity: int) -> None:
     components = label_components(torch.from_numpy(classes), connectivity=connectivity)  # type: ignore[arg-type]
+    if connectivity == 8:
+        by_kornia = label_components(torch.from_numpy(classes), backend="kornia")
+        for name in ("labels", "image", "classes", "area", "center_yx"):
+            assert torch.equal(getattr(by_kornia, name), getattr(components, name)), name
     labels, rows = reference(classes, connectivity)
     assert components.labels.dtype == torch.int32
     assert (components.labels.numpy() == labels).all()
@@ -119,6 +123,11 @@ def test_batch_gives_what_single_images_give(seed: int, connectivity: int) -> No
         assert torch.equal(batch.center_yx[rows], one.center_yx[1:])
         before += len(one.area) - 1
     assert len(batch.area) == before + 1
+
+
+def test_kornia_knows_eight_neighbours_only() -> None:
+    with pytest.raises(ValueError, match="knows 8 neighbours, not 4"):
+        label_components(torch.ones(1, 2, 2, dtype=torch.int32), connectivity=4, backend="kornia")
 
 
 def test_arguments_are_left_alone() -> None:

@@ -14,7 +14,8 @@ from scipy import ndimage
 
 from bestie_pl.ops.instances import find_instances, find_instances_from_points, predict_semantic
 from bestie_pl.ops.views import average_maps, mirror_maps
-from bestie_pl.structures import Cues, Geometry, InstanceMaps, LabeledInstances, Recipe
+from bestie_pl.recipe import PAPER, RELEASE, RULES, Recipe
+from bestie_pl.structures import Cues, Geometry, InstanceMaps, LabeledInstances
 
 Golden = Callable[[str], dict[str, np.ndarray]]
 CASES = [f"s{i}_{kind}" for i in range(3) for kind in ("plain", "ignore", "clean", "flip")] + [
@@ -79,7 +80,7 @@ def test_release_gives_the_recorded_instances(recorded: dict[str, np.ndarray], c
     instances, semantic = find_instances(
         maps,
         geometry=Geometry(peak_window=int(kernel), cluster_tolerance=beta or 1),
-        recipe="release",
+        rules=RELEASE,
         threshold=threshold,
         clustering=beta > 0,
         keep_without_center=not ignore,
@@ -169,9 +170,10 @@ def reference(
                 and all(np.hypot(y - py, x - px) > SMALL.cluster_distance for py, px in peaks)
                 and heat[y, x] > np.float32(0.05)
             ]
+            scores += [1.0 if recipe == "release" else float(heat[cluster]) for cluster in clusters]
             for cluster in clusters:
                 heat[cluster] = 1
-            centers, scores = peaks + clusters, scores + [1.0] * len(clusters)
+            centers = peaks + clusters
             if not centers and keep:
                 centers, scores = [(0, 0)], [float(heat[mask].max())]
             if not centers:
@@ -213,7 +215,7 @@ def test_instances_agree_with_one_component_at_a_time(
     labels, semantic = find_instances(
         maps,
         geometry=SMALL,
-        recipe=recipe,
+        rules=RULES[recipe],
         threshold=threshold,
         keep_without_center=keep,
         tags=torch.from_numpy(tags) if oracle else None,
@@ -233,7 +235,7 @@ def test_batch_gives_what_single_images_give(seed: int) -> None:
     points = Cues(torch.tensor([2, 0, 0, 1]), yx, torch.tensor([0, 1, 1, 2]), torch.ones(4))
     tags = torch.from_numpy(rng.random((3, 3)) < 0.7)
     whole = [
-        find_instances(maps, geometry=SMALL, recipe="paper"),
+        find_instances(maps, geometry=SMALL, rules=PAPER),
         find_instances_from_points(maps, points, tags=tags),
     ]
     parts: list[list[Instance]] = [[], []]
@@ -242,7 +244,7 @@ def test_batch_gives_what_single_images_give(seed: int) -> None:
         own = points.select(points.image == image)
         own = Cues(torch.zeros_like(own.image), own.yx, own.classes, own.scores)
         single = [
-            find_instances(one, geometry=SMALL, recipe="paper"),
+            find_instances(one, geometry=SMALL, rules=PAPER),
             find_instances_from_points(one, own, tags=tags[image : image + 1]),
         ]
         for (labels, semantic), rows, (_, all_semantic) in zip(single, parts, whole, strict=True):
@@ -264,8 +266,8 @@ def test_padding_changes_nothing(recipe: Recipe, seed: int) -> None:
     padded.semantic_logits[:, 1, :, width:] += 5
     valid = torch.zeros(2, height + 4, width + 5, dtype=torch.bool)
     valid[:, :height, :width] = True
-    found, semantic = find_instances(padded, geometry=SMALL, recipe=recipe, valid=valid)
-    expected, expected_semantic = find_instances(maps, geometry=SMALL, recipe=recipe)
+    found, semantic = find_instances(padded, geometry=SMALL, rules=RULES[recipe], valid=valid)
+    expected, expected_semantic = find_instances(maps, geometry=SMALL, rules=RULES[recipe])
     assert torch.equal(found.ids[:, :height, :width], expected.ids)
     assert not found.ids[~valid].any()
     assert torch.equal(semantic[:, :height, :width], expected_semantic)
@@ -288,7 +290,7 @@ def blob(score: float) -> InstanceMaps:
     [("paper", 0.5, 0.5), ("paper", 1.5, 1.0), ("release", 0.5, 0.5), ("release", 1.5, None)],
 )
 def test_scores_above_one(recipe: Recipe, score: float, factor: float | None) -> None:
-    labels, semantic = find_instances(blob(score), geometry=SMALL, recipe=recipe)
+    labels, semantic = find_instances(blob(score), geometry=SMALL, rules=RULES[recipe])
     mean = float(np.exp(2) / (np.exp(2) + 2))
     assert labels.weight.tolist() == pytest.approx([0, mean * (mean if factor is None else factor)])
     assert (labels.classes.tolist(), labels.area.tolist()) == ([-1, 1], [0, 25])
@@ -298,9 +300,9 @@ def test_scores_above_one(recipe: Recipe, score: float, factor: float | None) ->
 
 
 def test_component_without_centre_is_one_instance_or_none() -> None:
-    whole, _ = find_instances(blob(0.0), geometry=SMALL, recipe="paper")
+    whole, _ = find_instances(blob(0.0), geometry=SMALL, rules=PAPER)
     assert (whole.area.tolist(), whole.weight.tolist(), whole.center_yx[1].tolist()) == ([0, 25], [0, 0], [5, 5])
-    none, _ = find_instances(blob(0.0), geometry=SMALL, recipe="paper", keep_without_center=False)
+    none, _ = find_instances(blob(0.0), geometry=SMALL, rules=PAPER, keep_without_center=False)
     assert (none.area.tolist(), len(none.peaks), int(none.ids.sum())) == ([0], 0, 0)
 
 
@@ -309,7 +311,7 @@ def test_an_image_of_background_has_no_instance() -> None:
     maps.semantic_logits[:, 0] = 9.0
     tags = torch.ones(1, 2, dtype=torch.bool)
     for labels, semantic in (
-        find_instances(maps, geometry=SMALL, recipe="paper"),
+        find_instances(maps, geometry=SMALL, rules=PAPER),
         find_instances_from_points(maps, Cues.empty(), tags=tags),
     ):
         assert (len(labels.image), int(labels.ids.sum()), int(semantic.sum())) == (1, 0, 0)

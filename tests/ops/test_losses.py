@@ -13,7 +13,9 @@ from torch.nn import functional as F
 from bestie_pl.ops import heatmaps
 from bestie_pl.ops.enlargement import Enlargement
 from bestie_pl.ops.losses import LossWeights, center_loss, offset_loss, semantic_loss, total_loss
-from bestie_pl.structures import Cues, Geometry, InstanceMaps, LabeledInstances, Recipe
+from bestie_pl.ops.transfer import instances_from_map
+from bestie_pl.recipe import PAPER, RELEASE, RULES, Recipe
+from bestie_pl.structures import Cues, Geometry, InstanceMaps, LabeledInstances
 
 Golden = Callable[[str], dict[str, np.ndarray]]
 GEOMETRY = Geometry(sigma=1.5)
@@ -229,7 +231,7 @@ def test_total_agrees_with_the_release(golden: Golden, monkeypatch: pytest.Monke
         pseudo,
         refined if data["refine"] else None,
         supervision="points" if data["sup"] == "point" else "tags",
-        recipe="release",
+        rules=RELEASE,
         geometry=Geometry(),
     )
     total.backward()
@@ -257,7 +259,7 @@ def test_paper_adds_pseudo_and_refined_terms() -> None:
     weights = LossWeights(center=3.0, offset=0.5, semantic=2.0)
     for supervision in ("tags", "points"):
         total, terms = total_loss(
-            maps, semantic, pseudo, refined, supervision=supervision, recipe="paper", geometry=GEOMETRY, weights=weights
+            maps, semantic, pseudo, refined, supervision=supervision, rules=PAPER, geometry=GEOMETRY, weights=weights
         )
         expected = {
             "semantic": 2 * semantic_loss(maps.semantic_logits, semantic),
@@ -276,7 +278,7 @@ def test_paper_adds_pseudo_and_refined_terms() -> None:
 def test_without_refinement_the_pseudo_terms_count_in_full(recipe: str) -> None:
     maps, semantic = random_maps()
     total, terms = total_loss(
-        maps, semantic, random_labels(0), None, supervision="full", recipe=recipe, geometry=GEOMETRY
+        maps, semantic, random_labels(0), None, supervision="full", rules=RULES[recipe], geometry=GEOMETRY
     )
     assert terms.keys() == {"semantic", "center_pseudo", "offset_pseudo"}
     torch.testing.assert_close(total, sum(terms.values()))
@@ -289,7 +291,7 @@ def test_gradients_of_pseudo_and_refined_terms_add_up() -> None:
 
     def total(z: Tensor) -> Tensor:
         both = InstanceMaps(maps.semantic_logits, z, maps.offset_field)
-        return total_loss(both, semantic, pseudo, refined, supervision="tags", recipe="paper", geometry=GEOMETRY)[0]
+        return total_loss(both, semantic, pseudo, refined, supervision="tags", rules=PAPER, geometry=GEOMETRY)[0]
 
     def dense(z: Tensor) -> Tensor:
         return 200 * (dense_center_loss(z, pseudo, True) + dense_center_loss(z, refined, True))
@@ -307,7 +309,7 @@ def test_guidance_off_reaches_both_kinds_of_loss() -> None:
         unlabelled(),
         None,
         supervision="tags",
-        recipe="paper",
+        rules=PAPER,
         geometry=GEOMETRY,
         guidance=False,
         weights=LossWeights(center=1.0, offset=1.0),
@@ -350,7 +352,7 @@ def test_losses_of_small_maps_are_those_of_enlarged_ones(
             pseudo,
             refined,
             supervision="tags",
-            recipe=recipe,
+            rules=RULES[recipe],
             geometry=GEOMETRY,
             guidance=guidance,
             enlargement=enlargement,
@@ -387,7 +389,7 @@ def test_nothing_labelled_is_zero_for_small_maps_too(dtype: torch.dtype) -> None
         unlabelled(),
         unlabelled(),
         supervision="tags",
-        recipe="paper",
+        rules=PAPER,
         geometry=GEOMETRY,
         enlargement=ENLARGEMENTS[0],
     )
@@ -406,3 +408,69 @@ def test_enlarging_to_another_size_than_the_labels() -> None:
     ):
         with pytest.raises(ValueError, match=r"enlarged to \(16, 16\) do not fit labels of shape"):
             loss()
+
+
+def test_a_batch_on_two_processes_is_one_batch() -> None:
+    """Halves that are divided by the mean of both counts: their mean gradient is that of the whole batch."""
+    generator = torch.Generator().manual_seed(0)
+    maps = InstanceMaps(*(torch.randn(4, c, 8, 8, generator=generator) for c in (4, 3, 2)))
+    semantic = torch.randint(0, 4, (4, 8, 8), generator=generator).byte()
+    semantic[0, :5] = 255
+    ids = torch.zeros(4, 8, 8, dtype=torch.int64)
+    ids[0, :2, :3], ids[1, 1:7, 2:8], ids[3, 0, 0] = 1, 2, 3  # nothing in image 2
+    image, classes = torch.tensor([0, 0, 1, 3]), torch.tensor([-1, 0, 1, 2])
+
+    def gradient(rows: slice, mean: Callable[[torch.Tensor], torch.Tensor] | None = None) -> list[torch.Tensor]:
+        part = InstanceMaps(*(m[rows].clone().requires_grad_() for m in maps))
+        first = rows.start or 0
+        own = [0, *(i for i in range(1, 4) if int(image[i]) in range(*rows.indices(4)))]
+        number = torch.zeros(4, dtype=torch.int64)
+        number[own] = torch.arange(len(own))
+        labels = instances_from_map(number[ids[rows]], (image[own] - first).clamp(min=0), classes[own])
+        total_loss(
+            part,
+            semantic[rows],
+            labels,
+            labels,
+            supervision="full",
+            rules=PAPER,
+            geometry=GEOMETRY,
+            mean_over_processes=mean,
+        )[0].backward()
+        return [m.grad for m in part]  # type: ignore[misc]
+
+    for halves in ((slice(0, 2), slice(2, 4)), (slice(0, 1), slice(1, 4))):
+        counts: list[torch.Tensor] = []
+
+        def remember(count: torch.Tensor, counts: list[torch.Tensor] = counts) -> torch.Tensor:
+            counts.append(count)
+            return count
+
+        for half in halves:
+            gradient(half, remember)
+        mean = torch.stack(counts).mean(0)
+        both = [gradient(half, lambda _, mean=mean: mean) for half in halves]
+        for whole, one, two in zip(gradient(slice(0, 4)), *both, strict=True):
+            torch.testing.assert_close(torch.cat([one, two]) / 2, whole)
+
+
+def test_padding_counts_nowhere_without_guidance() -> None:
+    """Pixels that the semantic map leaves open are no background: whatever the maps say there changes nothing."""
+    labels = instances_from_map(torch.tensor([[[0, 1, 0, 0]]]), torch.tensor([0, 0]), torch.tensor([-1, 0]))
+    semantic = torch.tensor([[[0, 1, 0, 255]]], dtype=torch.uint8)
+
+    def loss(outside: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        heat, field = torch.zeros(1, 1, 1, 4), torch.zeros(1, 2, 1, 4)
+        heat[..., 3] = field[..., 3] = outside
+        return total_loss(
+            InstanceMaps(torch.zeros(1, 2, 1, 4), heat, field),
+            semantic,
+            labels,
+            None,
+            supervision="full",
+            rules=PAPER,
+            geometry=GEOMETRY,
+            guidance=False,
+        )
+
+    assert loss(0.0)[0] == loss(7.0)[0]

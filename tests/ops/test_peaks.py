@@ -16,6 +16,7 @@ from bestie_pl.ops import peaks as peaks_module
 from bestie_pl.ops.capacity import attempts
 from bestie_pl.ops.components import label_components
 from bestie_pl.ops.peaks import Centers, cluster_centers, find_centers, find_peaks, gather_foreground
+from bestie_pl.recipe import PAPER, RELEASE
 from bestie_pl.structures import Components, Geometry, InstanceMaps
 
 pytestmark = pytest.mark.usefixtures("way")
@@ -173,7 +174,7 @@ def test_no_foreground_has_no_centres() -> None:
     components = label_components(torch.zeros(2, 4, 4, dtype=torch.int32))
     maps = InstanceMaps(torch.zeros(2, 2, 4, 4), torch.ones(2, 1, 4, 4), torch.zeros(2, 2, 4, 4))
     foreground = gather_foreground(maps, components, min_area=1)
-    centers = find_centers(foreground, geometry=Geometry(), threshold=0.3, strict=True, clustering=True)
+    centers = find_centers(foreground, geometry=Geometry(), threshold=0.3, rules=RELEASE, clustering=True)
     assert (len(centers), tuple(centers.yx.shape)) == (0, (0, 2))
 
 
@@ -223,11 +224,14 @@ def test_convergence_points_complement_distant_peaks(
         heat[peak_at] = 0.75
     components = label_components(torch.ones(1, 41, 140, dtype=torch.int32))
     foreground = gather_foreground(maps_of(heat, converging(41, 140, [(20, 20)])), components, min_area=50)
-    centers = find_centers(foreground, geometry=Geometry(), threshold=0.3, strict=True, clustering=True)
+    centers = find_centers(foreground, geometry=Geometry(), threshold=0.3, rules=RELEASE, clustering=True)
     assert torch.cat([centers.yx, centers.score[:, None]], 1).tolist() == expected
     assert centers.rank.tolist() == list(range(len(expected)))
-    without = find_centers(foreground, geometry=Geometry(), threshold=0.3, strict=True, clustering=False)
+    without = find_centers(foreground, geometry=Geometry(), threshold=0.3, rules=RELEASE, clustering=False)
     assert len(without) == (peak_at is not None)
+    # Eq. 2: as sure as the heatmap is there, and no surer
+    paper = find_centers(foreground, geometry=Geometry(), threshold=0.3, rules=PAPER, clustering=True)
+    assert paper.score.tolist() == pytest.approx([heat_at if score == 1 else score for _, _, score in expected])
 
 
 def test_a_peak_of_another_component_suppresses_nothing() -> None:
@@ -238,7 +242,7 @@ def test_a_peak_of_another_component_suppresses_nothing() -> None:
     foreground = gather_foreground(
         maps_of(heat, converging(41, 140, [(20, 20)])), label_components(classes), min_area=50
     )
-    centers = find_centers(foreground, geometry=Geometry(), threshold=0.3, strict=True, clustering=True)
+    centers = find_centers(foreground, geometry=Geometry(), threshold=0.3, rules=RELEASE, clustering=True)
     assert centers.component.tolist() == [1, 2]
     assert centers.yx.tolist() == [[20, 20], [20, 100]]
     assert centers.rank.tolist() == [0, 0]

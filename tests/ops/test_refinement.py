@@ -15,7 +15,8 @@ from scipy import ndimage
 from bestie_pl.ops.components import label_components, tagged_classes
 from bestie_pl.ops.heatmaps import center_heatmap, offset_field, weight_map
 from bestie_pl.ops.refinement import refine_from_points, refine_from_tags
-from bestie_pl.structures import Cues, Geometry, InstanceMaps, LabeledInstances, Recipe
+from bestie_pl.recipe import PAPER, RELEASE, RULES, Recipe
+from bestie_pl.structures import Cues, Geometry, InstanceMaps, LabeledInstances
 
 pytestmark = pytest.mark.usefixtures("way")
 
@@ -39,7 +40,7 @@ def test_release_refines_tags_as_recorded(golden: Golden, name: str) -> None:
             maps,
             label_components(tagged_classes(semantic, tags)),
             geometry=geometry,
-            recipe="release",
+            rules=RELEASE,
             threshold=threshold,
             clustering=beta > 0,
         )
@@ -61,7 +62,7 @@ def test_release_refines_points_as_recorded(golden: Golden) -> None:
         packed = torch.from_numpy(data[f"{case}_points_yx"])
         image, classes, slot = packed.any(3).nonzero(as_tuple=True)
         points = Cues(image, packed[image, classes, slot].float(), classes, torch.ones(len(image)))
-        labels = refine_from_points(field, tagged_classes(semantic, tags), points, recipe="release")
+        labels = refine_from_points(field, tagged_classes(semantic, tags), points, rules=RELEASE)
         assert (offset_field(labels).numpy() == data[f"{case}_out_offset"]).all(), case
         assert (weight_map(labels)[:, None].numpy() == data[f"{case}_out_weight"]).all(), case
 
@@ -165,9 +166,10 @@ def component_centers(
         alone = all(np.hypot(y - py, x - px) > SMALL.cluster_distance for py, px in peaks)
         if round_ and alone and heat[y, x] > np.float32(0.05):
             clusters.append((int(y), int(x)))
+    scores += [np.float32(1) if recipe == "release" else heat[cluster] for cluster in clusters]
     for cluster in clusters:
         heat[cluster] = 1
-    return peaks + clusters, scores + [np.float32(1)] * len(clusters)
+    return peaks + clusters, scores
 
 
 def rows_of(labels: LabeledInstances) -> list[Instance]:
@@ -205,7 +207,7 @@ def test_refinement_agrees_with_one_component_at_a_time(
         maps,
         label_components(classes),
         geometry=SMALL,
-        recipe=recipe,
+        rules=RULES[recipe],
         threshold=threshold,
         clustering=clustering,
         max_centers=max_centers,
@@ -225,8 +227,8 @@ def test_batch_gives_what_single_images_give(recipe: Recipe, seed: int) -> None:
     points = random_points(seed, classes)
 
     def refine(maps: InstanceMaps, classes: torch.Tensor, points: Cues) -> list[LabeledInstances]:
-        tags = refine_from_tags(maps, label_components(classes), geometry=SMALL, recipe=recipe, threshold=0.25)
-        return [tags, refine_from_points(maps.offset_field, classes, points, recipe=recipe)]
+        tags = refine_from_tags(maps, label_components(classes), geometry=SMALL, rules=RULES[recipe], threshold=0.25)
+        return [tags, refine_from_points(maps.offset_field, classes, points, rules=RULES[recipe])]
 
     batch = refine(maps, classes, points)
     single: list[list[Instance]] = [[], []]
@@ -264,7 +266,7 @@ def random_points(seed: int, classes: torch.Tensor) -> Cues:
 def test_refinement_from_points_agrees_with_one_class_at_a_time(recipe: Recipe, seed: int) -> None:
     maps, classes = random_scene(seed)
     points = random_points(seed, classes)
-    labels = refine_from_points(maps.offset_field, classes, points, recipe=recipe)
+    labels = refine_from_points(maps.offset_field, classes, points, rules=RULES[recipe])
     expected: list[Instance] = []
     ys, xs = np.mgrid[: classes.shape[1], : classes.shape[2]].astype(np.float32)
     for image in range(2):
@@ -293,7 +295,7 @@ def test_paper_leaves_a_component_alone_by_the_number_of_its_centres() -> None:
     components = label_components(classes)
 
     def weights(limit: int) -> list[float]:
-        return refine_from_tags(maps, components, geometry=SMALL, recipe="paper", max_centers=limit).weight.tolist()
+        return refine_from_tags(maps, components, geometry=SMALL, rules=PAPER, max_centers=limit).weight.tolist()
 
     assert weights(5) == [0.0] + [0.75] * 7
     assert weights(4) == [0.0] + [0.75] * 2
@@ -308,10 +310,10 @@ def test_nothing_to_refine_gives_no_instance(recipe: Recipe) -> None:
     small[0, 0, :5] = 1  # one pixel less than the smallest area
     flat = maps._replace(center_heatmap=torch.zeros(2, 3, 9, 9))
     for one, classes in ((maps, empty), (maps, small), (flat, empty + 1)):
-        labels = refine_from_tags(one, label_components(classes), geometry=SMALL, recipe=recipe)
+        labels = refine_from_tags(one, label_components(classes), geometry=SMALL, rules=RULES[recipe])
         assert not labels.ids.any()
         assert (labels.ids.dtype, len(labels.image), len(labels.peaks)) == (torch.int32, 1, 0)
-    labels = refine_from_points(maps.offset_field, empty + 1, Cues.empty(), recipe=recipe)
+    labels = refine_from_points(maps.offset_field, empty + 1, Cues.empty(), rules=RULES[recipe])
     assert (int(labels.ids.sum()), len(labels.image)) == (0, 1)
 
 
@@ -320,9 +322,9 @@ def test_half_precision_is_refined_in_float32_without_a_graph() -> None:
     half = InstanceMaps(*(m.half() for m in maps))
     components = label_components(classes)
     with_gradient = InstanceMaps(*(m.requires_grad_() for m in half))
-    found = refine_from_tags(with_gradient, components, geometry=SMALL, recipe="release", threshold=0.25)
+    found = refine_from_tags(with_gradient, components, geometry=SMALL, rules=RELEASE, threshold=0.25)
     single = InstanceMaps(*(m.detach().float() for m in half))
-    expected = refine_from_tags(single, components, geometry=SMALL, recipe="release", threshold=0.25)
+    expected = refine_from_tags(single, components, geometry=SMALL, rules=RELEASE, threshold=0.25)
     assert len(expected.image) > 1
     assert torch.equal(found.ids, expected.ids)
     assert torch.equal(found.weight, expected.weight)
@@ -334,7 +336,7 @@ def test_arguments_are_left_alone() -> None:
     maps, classes = random_scene(5)
     components = label_components(classes)
     before = [m.clone() for m in (*maps, components.labels)]
-    refine_from_tags(maps, components, geometry=SMALL, recipe="release", threshold=0.25)
+    refine_from_tags(maps, components, geometry=SMALL, rules=RELEASE, threshold=0.25)
     assert all(torch.equal(old, new) for old, new in zip(before, (*maps, components.labels), strict=True))
 
 
@@ -342,4 +344,4 @@ def test_maps_of_another_resolution_are_refused() -> None:
     maps, classes = random_scene(0)
     quarter = maps._replace(offset_field=maps.offset_field[..., :2, :2])
     with pytest.raises(ValueError, match=r"offset_field is .* enlarge the maps first"):
-        refine_from_tags(quarter, label_components(classes), geometry=SMALL, recipe="paper")
+        refine_from_tags(quarter, label_components(classes), geometry=SMALL, rules=PAPER)

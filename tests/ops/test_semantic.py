@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from bestie_pl.ops.instances import find_instances, predict_semantic
 from bestie_pl.ops.semantic import pixel_adaptive_refinement, refine_logits, semantic_from_activations, with_every_tag
+from bestie_pl.recipe import PAPER
 from bestie_pl.structures import Geometry, InstanceMaps
 
 
@@ -206,6 +207,6 @@ def test_log_probabilities_serve_find_instances() -> None:
     heat = torch.zeros(1, 1, 48, 48)
     heat[0, 0, 24, 22] = 1
     maps = InstanceMaps(refined, heat, torch.zeros(1, 2, 48, 48))
-    labels, semantic = find_instances(maps, geometry=Geometry(), recipe="paper", clustering=False)
+    labels, semantic = find_instances(maps, geometry=Geometry(), rules=PAPER, clustering=False)
     assert overlap(semantic[0] == 1, disc) > 0.95
     assert float(labels.weight.max()) == pytest.approx(float(refined[0, 1].exp()[semantic[0] == 1].mean()), abs=1e-4)

@@ -16,7 +16,8 @@ from scipy import ndimage
 from bestie_pl.ops.components import label_components, tagged_classes
 from bestie_pl.ops.heatmaps import center_heatmap, offset_field, weight_map
 from bestie_pl.ops.transfer import instances_from_map, transfer
-from bestie_pl.structures import Cues, Geometry, LabeledInstances, Recipe
+from bestie_pl.recipe import PAPER, RELEASE, RULES, Recipe
+from bestie_pl.structures import Cues, Geometry, LabeledInstances
 
 pytestmark = pytest.mark.usefixtures("way")
 
@@ -45,7 +46,7 @@ def test_agrees_with_the_release(golden: Callable[[str], dict[str, np.ndarray]],
         cues = make_cues([(0, y, x, c) for x, y, c in x_y_class])
 
         components = label_components(tagged_classes(semantic, tags))
-        labels = transfer(components, cues, supervision=supervision, recipe="release", geometry=geometry)
+        labels = transfer(components, cues, supervision=supervision, rules=RELEASE, geometry=geometry)
 
         shape = (1, tags.shape[1], *semantic.shape[1:])
         heatmap = center_heatmap(labels.peaks, shape, geometry.sigma, geometry.gaussian_reach)
@@ -97,7 +98,7 @@ def test_agrees_with_a_loop_over_components(
     cues = make_cues([row for row, _ in drawn], [score for _, score in drawn])
     components = label_components(torch.from_numpy(classes))
 
-    labels = transfer(components, cues, supervision=supervision, recipe=recipe, geometry=TINY)
+    labels = transfer(components, cues, supervision=supervision, rules=RULES[recipe], geometry=TINY)
 
     for image in range(2):
         own = cues.select(cues.image == image)
@@ -133,7 +134,7 @@ def test_by_hand() -> None:
             (0, 40, 4, 0),  # outside
         ]
     )
-    labels = transfer(label_components(MAP), cues, supervision="tags", recipe="paper", geometry=TINY)
+    labels = transfer(label_components(MAP), cues, supervision="tags", rules=PAPER, geometry=TINY)
     assert labels.ids.tolist() == [[[1, 1, 1, 0, 0, 0, 0], [0] * 7, [0] * 7]]
     assert labels.weight.tolist() == [0, 1, 0, 0, 0]
     assert labels.center_yx.tolist()[1] == [0, 1]
@@ -143,7 +144,7 @@ def test_by_hand() -> None:
 def test_paper_points_are_the_centres_where_the_release_takes_the_centroid() -> None:
     cues = make_cues([(0, 0, 2.25, 0)])
     paper, release = (
-        transfer(label_components(MAP), cues, supervision="points", recipe=recipe, geometry=TINY)
+        transfer(label_components(MAP), cues, supervision="points", rules=RULES[recipe], geometry=TINY)
         for recipe in ("paper", "release")
     )
     assert paper.center_yx[1].tolist() == [0, 2.25]
@@ -153,14 +154,14 @@ def test_paper_points_are_the_centres_where_the_release_takes_the_centroid() -> 
 
 def test_a_cue_of_score_zero_is_no_cue() -> None:
     cues = make_cues([(0, 0, 2, 0), (0, 0, 1, 0)], [0.4, 0.0])
-    labels = transfer(label_components(MAP), cues, supervision="points", recipe="paper", geometry=TINY)
+    labels = transfer(label_components(MAP), cues, supervision="points", rules=PAPER, geometry=TINY)
     assert labels.center_yx[1].tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("supervision", ["tags", "points"])
 def test_no_cues_and_no_components(supervision: Literal["tags", "points"]) -> None:
     for classes, cues in [(MAP, Cues.empty()), (MAP * 0, make_cues([(0, 0, 0, 0)])), (MAP * 0, Cues.empty())]:
-        labels = transfer(label_components(classes), cues, supervision=supervision, recipe="paper", geometry=TINY)
+        labels = transfer(label_components(classes), cues, supervision=supervision, rules=PAPER, geometry=TINY)
         assert not labels.ids.any() and not labels.weight.any() and not labels.area.any()
         assert labels.ids.dtype == torch.int32 and labels.ids.shape == classes.shape
 
@@ -169,7 +170,7 @@ def test_arguments_stay_as_they_were() -> None:
     components, cues = label_components(MAP), make_cues([(0, 0, 2, 0)])
     arguments = [t for one in (components, cues) for t in vars(one).values() if isinstance(t, torch.Tensor)]
     before = [t.clone() for t in arguments]
-    transfer(components, cues, supervision="points", recipe="paper", geometry=TINY)
+    transfer(components, cues, supervision="points", rules=PAPER, geometry=TINY)
     for then, now in zip(before, arguments, strict=True):
         torch.testing.assert_close(now, then)
 
@@ -186,7 +187,7 @@ def test_points_of_nuclei_find_the_nuclei_that_stand_alone(real_data: Path) -> N
         label_components(torch.from_numpy(semantic.astype(np.int32))[None]),
         make_cues([(0, y, x, 0) for x, y, *_ in points.tolist()]),
         supervision="points",
-        recipe="paper",
+        rules=PAPER,
         geometry=Geometry(min_area=1),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +14,9 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import rank_zero_only
 
+from bestie_pl import __version__
 from bestie_pl.data.files import write_json
+from bestie_pl.modules.bestie import BestieModule
 
 
 def environment() -> dict[str, str]:
@@ -21,7 +24,8 @@ def environment() -> dict[str, str]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        **{package: version(package) for package in ("bestie-pl", "torch", "pytorch-lightning", "timm")},
+        "bestie-pl": __version__,
+        **{package: version(package) for package in ("torch", "pytorch-lightning", "timm")},
         "python": platform.python_version(),
         "device": device,
         "cores": str(os.cpu_count()),
@@ -52,10 +56,7 @@ class ScoreWriter(Callback):
             "supervision": getattr(module, "supervision", None),
             "recipe": getattr(module, "recipe", None),
             "oracle": getattr(module, "oracle", None),
-            "refine_at_test": getattr(module, "refine_at_test", None),
-            "mirror": getattr(module, "mirror", None),
-            "test_scales": getattr(module, "test_scales", None),
-            "average_offsets": getattr(module, "average_offsets", None),
+            "inference": asdict(module.inference) if isinstance(module, BestieModule) else None,
             "ground_truth_used": list(getattr(data, "leak_notes", ())),
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "scores": scores,

@@ -54,7 +54,10 @@ __all__ = [
     "run",
 ]
 
-SHARED = ("num_classes", "class_names", "supervision", "recipe", "object_scale", "min_area")
+SHARED = {
+    **{name: name for name in ("num_classes", "class_names", "supervision", "recipe", "object_scale")},
+    "min_area": "geometry.min_area",
+}
 """What data and model must agree on. The data owns it; a module of one's own defines these attributes too."""
 
 SEED = 3407
@@ -94,8 +97,8 @@ class BestieCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link the shared settings."""
-        for name in SHARED:
-            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+        for ours, theirs in SHARED.items():
+            parser.link_arguments(f"data.{ours}", f"model.init_args.{theirs}", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: a checkpoint's hyper-parameters must not undo what the user asks for now."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from kornia import enhance
+from kornia.geometry.conversions import convert_affinematrix_to_homography
+from kornia.geometry.linalg import transform_points
 from kornia.geometry.transform import warp_affine
 from torch import Tensor
 from torch.nn import functional as F
@@ -119,8 +121,8 @@ def warp_batch(batch: Batch, matrix: Tensor, crop_size: int) -> Batch:
 
 def move_cues(cues: Cues, matrix: Tensor, crop_size: int) -> Cues:
     """Cues in pixels of the crop, without those whose nearest pixel lies outside of it."""
-    affine = matrix[cues.image]
-    yx = (torch.einsum("nij,nj->ni", affine[..., :2], cues.yx.flip(1)) + affine[..., 2]).flip(1)
+    whole = convert_affinematrix_to_homography(matrix)[cues.image]
+    yx = transform_points(whole, cues.yx.flip(1)[:, None])[:, 0].flip(1)
     moved = replace(cues, yx=yx)
     return moved.select(((yx > -0.5) & (yx < crop_size - 0.5)).all(1))
 

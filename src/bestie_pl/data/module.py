@@ -22,10 +22,9 @@ from bestie_pl.data.formats.images import IMAGE_SUFFIXES
 from bestie_pl.data.formats.predictions import LABEL_THRESHOLD, REMEDY
 from bestie_pl.data.samplers import EvaluationSampler, TrainingSampler, repeat_factors
 from bestie_pl.data.samples import STRIDE, EvaluationSamples, Sample, Split, TrainingSamples, collate
-from bestie_pl.ops.components import label_components, tagged_classes
-from bestie_pl.ops.labels import mix_labels
-from bestie_pl.ops.transfer import transfer
-from bestie_pl.structures import Batch, Components, Geometry, LabeledInstances, Recipe, Supervision
+from bestie_pl.ops.labels import pseudo_labels
+from bestie_pl.recipe import RULES, Recipe
+from bestie_pl.structures import Batch, Geometry, Supervision
 
 Stage = Literal["train", "val", "test", "predict"]
 SemanticSource = Literal["folder", "ground_truth", "none"]
@@ -224,9 +223,9 @@ class InstanceDataModule(pl.LightningDataModule):
             )
         return self._loader(dataset, self.batch_size, sampler, collate, drop_last=True)
 
-    def val_dataloader(self) -> DataLoader[Sample]:
-        """Each image once."""
-        return self._evaluation_loader("val")
+    def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
+        """Each image once; none where training goes without validation, whatever a tuner asks for."""
+        return self._evaluation_loader("val") if "val" in self.datasets else []
 
     def test_dataloader(self) -> DataLoader[Sample]:
         """Each image once."""
@@ -254,18 +253,8 @@ class InstanceDataModule(pl.LightningDataModule):
 
     def label(self, batch: Batch) -> Batch:
         """Add components and pseudo labels to an augmented training batch."""
-        if batch.semantic is None:
-            raise ValueError("labels are made from a semantic map, and the batch has none")
-        components = label_components(tagged_classes(batch.semantic, batch.tags))
-        if self.supervision == "full":
-            pseudo = batch.truth
-        elif batch.pointed is None:
-            pseudo = self._pseudo_labels(batch, components, self.supervision)
-        else:
-            of_points, of_tags = (self._pseudo_labels(batch, components, kind) for kind in ("points", "tags"))
-            pseudo = mix_labels(of_points, of_tags, batch.pointed)
-        truth = batch.truth if self.label_quality else None
-        return replace(batch, components=components, pseudo=pseudo, truth=truth, predicted=None)
+        batch = pseudo_labels(batch, supervision=self.supervision, rules=RULES[self.recipe], geometry=self.geometry)
+        return replace(batch, truth=batch.truth if self.label_quality else None, predicted=None)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training needs to draw the same augmentations."""
@@ -279,15 +268,6 @@ class InstanceDataModule(pl.LightningDataModule):
     def _world(self) -> tuple[int, int]:
         """Number of processes, and which one this is."""
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
-
-    def _pseudo_labels(
-        self, batch: Batch, components: Components, supervision: Literal["tags", "points"]
-    ) -> LabeledInstances:
-        if supervision == "tags" and batch.predicted is not None:
-            return batch.predicted
-        # a point cleans predictions as it does components, and says where their centre is
-        candidates = components if batch.predicted is None else _as_components(batch.predicted)
-        return transfer(candidates, batch.cues, supervision=supervision, recipe=self.recipe, geometry=self.geometry)
 
     def _add(self, stage: Stage, make: Callable[[], Dataset[Sample]]) -> None:
         if stage not in self.datasets:
@@ -369,13 +349,6 @@ class InstanceDataModule(pl.LightningDataModule):
             drop_last=drop_last,
             persistent_workers=self.num_workers > 0,
         )
-
-
-def _as_components(instances: LabeledInstances) -> Components:
-    """Instances as what ``transfer`` chooses from."""
-    return Components(
-        instances.ids, instances.image, instances.classes, instances.area, center_yx=instances.center_yx.long()
-    )
 
 
 def _run_seed() -> int:

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from kornia.enhance import normalize
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestie_pl.models import backbone as backbones
 from bestie_pl.models.decoder import RELEASE_STD, Decoder, HeadsDecoder, PanopticDeepLabDecoder, PyramidDecoder
 from bestie_pl.ops.enlargement import Enlargement
-from bestie_pl.structures import InstanceMaps, Recipe
+from bestie_pl.recipe import Recipe
+from bestie_pl.structures import InstanceMaps
 
 STRIDE = 4
 """Pixels of the image in one cell of the maps, along each axis."""
@@ -132,7 +134,9 @@ class BestieModel(nn.Module):
         if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(f"images must be (B, 3, H, W) float in [0, 1], got {tuple(images.shape)} {images.dtype}")
         height, width = images.shape[-2:]
-        x = F.pad((images - self.mean) / self.std, (0, -width % SIZE_STEP, 0, -height % SIZE_STEP))
+        x = F.pad(
+            normalize(images, self.mean.flatten(), self.std.flatten()), (0, -width % SIZE_STEP, 0, -height % SIZE_STEP)
+        )
         x = x.contiguous(memory_format=torch.channels_last)
         h, w = -(-height // STRIDE), -(-width // STRIDE)
         return InstanceMaps(*(m[..., :h, :w] for m in self.network(x)))

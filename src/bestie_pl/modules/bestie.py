@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from bestie_pl.metrics.coco import COCOInstanceAP
@@ -17,18 +15,19 @@ from bestie_pl.metrics.labels import LabelQuality
 from bestie_pl.metrics.semantic import SemanticIoU
 from bestie_pl.metrics.voc import VOCInstanceAP
 from bestie_pl.models.bestie import STRIDE, BestieModel
-from bestie_pl.modules.optimization import adam_with_decay
-from bestie_pl.modules.weights import load_network, refuse_other_network
-from bestie_pl.ops.components import tagged_classes
+from bestie_pl.modules.base import NetworkModule, settings_of
+from bestie_pl.modules.optimization import Optimization
+from bestie_pl.modules.weights import load_network
 from bestie_pl.ops.enlargement import Enlargement
 from bestie_pl.ops.instances import find_instances, find_instances_from_points
-from bestie_pl.ops.labels import mix_labels
+from bestie_pl.ops.labels import Foreground, pseudo_labels, refined_labels
 from bestie_pl.ops.losses import LossWeights, total_loss
 from bestie_pl.ops.masks import resize_map, to_instances
-from bestie_pl.ops.refinement import refine_from_points, refine_from_tags
+from bestie_pl.ops.refinement import MAX_CENTERS
 from bestie_pl.ops.semantic import ITERATIONS, refine_logits
-from bestie_pl.ops.views import average_maps, mirror_maps
-from bestie_pl.structures import Batch, Geometry, InstanceMaps, Instances, LabeledInstances, Recipe, Supervision
+from bestie_pl.ops.views import average_maps, check_scales, mirror_maps, see
+from bestie_pl.recipe import RULES, Recipe
+from bestie_pl.structures import Batch, Geometry, InstanceMaps, Instances, LabeledInstances, Supervision
 
 LEGEND = {
     "map25, map50, map70, map75": "VOC: area under the precision-recall curve at one overlap, mean over classes",
@@ -41,11 +40,44 @@ LEGEND = {
 """What the scores are. Published tables mix the precision of VOC and of COCO, which differ at the same overlap."""
 
 
-class BestieModule(pl.LightningModule):
+@dataclass(frozen=True)
+class Inference:
+    """How instances are predicted; nothing of it changes a training.
+
+    Args:
+        threshold: Least centre score of a predicted instance.
+        keep_without_center: Predict a component without any centre as one instance.
+        mirror: Average the maps with those of the mirrored image.
+        scales: Sizes relative to the image at which it is seen; the maps are averaged.
+        average_offsets: Whether mirrored and scaled views count for the offsets too, or only for semantic probabilities
+            and centre heatmaps, as in the release. If omitted, they do in recipe ``paper``, not in ``release``.
+        refine: ``pamr`` refines the predicted classes by the colours of the image. Needs no labels; every score then
+            says so in its name.
+        pamr_iterations: Rounds of this refinement.
+    """
+
+    threshold: float = 0.1
+    keep_without_center: bool = True
+    mirror: bool = False
+    scales: tuple[float, ...] = (1.0,)
+    average_offsets: bool | None = None
+    refine: Literal["pamr"] | None = None
+    pamr_iterations: int = ITERATIONS["network"]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", check_scales("scales", self.scales))
+        if not self.threshold > 0:
+            raise ValueError(f"threshold must be positive, got {self.threshold}")
+
+
+class BestieModule(NetworkModule):
     """Weakly-supervised instance segmentation with semantic knowledge transfer and self-refinement (BESTIE, CVPR 2022).
 
     ``forward`` takes RGB images in [0, 1] and returns the three maps at stride 4; ``predict_instances`` returns scored
     masks. Every row of the paper's table 3 is a switch: ``guidance``, ``refinement``, ``clustering``.
+
+    A training batch needs images, tags, a semantic map and cues or points (see ``Batch``); one that comes without
+    pseudo labels, as from a data module of one's own, gets them here.
 
     Args:
         num_classes: Classes without background. The command line takes it from the data.
@@ -63,35 +95,21 @@ class BestieModule(pl.LightningModule):
         guidance: Instance-aware guidance: centre and offset losses only where an instance is labelled.
         refinement: Refined labels from the network's own output in every step. Has no effect with ``full`` supervision.
         clustering: Centres from the convergence of the offset field beside the heatmap's peaks.
-        object_scale: Size of the objects relative to VOC's (50 to 400 px); scales the six lengths below together.
-        sigma: Standard deviation of a centre's Gaussian, in pixels at ``object_scale: 1`` as all lengths here.
-        peak_window: Side of the window in which a centre must be the maximum.
-        min_area: Components with fewer pixels are ignored.
-        cluster_radius: Offsets shorter than this belong to a convergence point.
-        cluster_tolerance: Tolerance of a convergence point's area, in pixels (beta).
-        cluster_distance: A clustered centre must be this far from the peaks of its component.
+        foreground: Which pixels refined labels can have: those of the ``given`` semantic map, those that the network
+            itself has ``predicted``, or where ``both`` agree.
         refine_threshold: Least centre score of a refined label.
-        test_threshold: Least centre score of a predicted instance.
-        keep_without_center: Predict a component without any centre as one instance.
-        mirror: Average the maps with those of the mirrored image when predicting.
-        test_scales: Sizes relative to the image at which it is seen when predicting; the maps are averaged.
-        average_offsets: Whether mirrored and scaled views count for the offsets too, or only for semantic probabilities
-            and centre heatmaps, as in the release. If omitted, they do in recipe ``paper``, not in ``release``.
-        refine_at_test: ``pamr`` refines the predicted classes by the colours of the image. Needs no labels; every score
-            then says so in its name.
-        pamr_iterations: Rounds of this refinement.
+        max_centers: Refinement leaves a component with more instances alone.
         oracle: Use the evaluated images' own tags or points. Every score then says so in its name.
-        center_weight: Weight of the centre loss.
-        offset_weight: Weight of the offset loss.
-        semantic_weight: Weight of the semantic loss.
-        optimizer: ``adam`` as in the paper, or ``adamw``.
-        lr: Learning rate at its highest.
-        backbone_lr_factor: Learning rate of the backbone relative to ``lr``.
-        weight_decay: Of the optimiser.
-        warmup_steps: Optimiser steps over which the rate rises linearly (release: 2000).
+        object_scale: Size of the objects relative to VOC's (50 to 400 px); scales the six lengths of ``geometry``
+            together.
+        geometry: Lengths in pixels at ``object_scale: 1``.
+        inference: How instances are predicted.
+        loss_weights: Of centre, offset and semantic loss.
+        optimization: Optimiser and schedule.
         compile_network: Let torch compile the network when training starts: takes minutes, then steps are faster.
     """
 
+    model: BestieModel
     legend = LEGEND
 
     def __init__(
@@ -108,65 +126,43 @@ class BestieModule(pl.LightningModule):
         guidance: bool = True,
         refinement: bool = True,
         clustering: bool = True,
-        object_scale: float = 1.0,
-        sigma: float = Geometry.sigma,
-        peak_window: int = Geometry.peak_window,
-        min_area: int = Geometry.min_area,
-        cluster_radius: float = Geometry.cluster_radius,
-        cluster_tolerance: float = Geometry.cluster_tolerance,
-        cluster_distance: float = Geometry.cluster_distance,
+        foreground: Foreground = "given",
         refine_threshold: float = 0.3,
-        test_threshold: float = 0.1,
-        keep_without_center: bool = True,
-        mirror: bool = False,
-        test_scales: Sequence[float] = (1.0,),
-        average_offsets: bool | None = None,
-        refine_at_test: Literal["pamr"] | None = None,
-        pamr_iterations: int = ITERATIONS["network"],
+        max_centers: int = MAX_CENTERS,
         oracle: Literal["tags", "points"] | None = None,
-        center_weight: float = LossWeights.center,
-        offset_weight: float = LossWeights.offset,
-        semantic_weight: float = LossWeights.semantic,
-        optimizer: Literal["adam", "adamw"] = "adam",
-        lr: float = 5e-5,
-        backbone_lr_factor: float = 1.0,
-        weight_decay: float = 0.0,
-        warmup_steps: int = 0,
+        object_scale: float = 1.0,
+        geometry: Geometry = Geometry(),
+        inference: Inference = Inference(),
+        loss_weights: LossWeights = LossWeights(),
+        optimization: Optimization = Optimization(),
         compile_network: bool = False,
     ) -> None:
-        super().__init__()
-        # predicting fewer images than there are processes is fine: each process writes its own
-        self.allow_zero_length_dataloader_with_multiple_devices = True
-        names = tuple(class_names) if class_names is not None else tuple(f"class{c}" for c in range(num_classes))
-        if len(names) != num_classes:
-            raise ValueError(f"class_names has {len(names)} names for num_classes={num_classes}; give one name a class")
-        if not test_scales or min(test_scales) <= 0:
-            raise ValueError(f"test_scales must be positive numbers, at least one, got {list(test_scales)}")
-        averaged = recipe == "paper" if average_offsets is None else average_offsets
-        if not averaged and 1 not in test_scales:
+        lengths, weights = settings_of(Geometry, geometry), settings_of(LossWeights, loss_weights)
+        predicting, optimizing = settings_of(Inference, inference), settings_of(Optimization, optimization)
+        super().__init__(num_classes, class_names, backbone_weights=backbone_weights, optimization=optimizing)
+        rules = RULES[recipe]
+        averaged = rules.average_offsets if predicting.average_offsets is None else predicting.average_offsets
+        if not averaged and 1 not in predicting.scales:
             raise ValueError(
-                f"without average_offsets (recipe release) offsets are those of the image at scale 1, and test_scales "
-                f"are {list(test_scales)}; add 1.0 to them, or set average_offsets: true"
+                "without average_offsets (recipe release) offsets are those of the image at scale 1, and scales are "
+                f"{list(predicting.scales)}; add 1.0 to them, or set average_offsets: true"
             )
-        class_names, test_scales = list(names), list(test_scales)  # a checkpoint holds plain types only
+        # a checkpoint holds plain types only
+        class_names = list(self.class_names)
+        geometry, inference, loss_weights, optimization = (  # type: ignore[assignment]
+            asdict(group) for group in (lengths, predicting, weights, optimizing)
+        )
         self.save_hyperparameters()
-        self.class_names = names
         self.supervision: Supervision = supervision
         self.recipe: Recipe = recipe
+        self.rules = rules
         self.guidance, self.clustering = guidance, clustering
         self.refinement = refinement and supervision != "full"
-        self.geometry = Geometry(
-            sigma, peak_window, min_area, cluster_radius, cluster_tolerance, cluster_distance
-        ).scaled(object_scale)
-        self.refine_threshold, self.test_threshold = refine_threshold, test_threshold
-        self.keep_without_center, self.oracle = keep_without_center, oracle
-        self.mirror, self.test_scales, self.average_offsets = mirror, tuple(test_scales), averaged
-        self.loss_weights = LossWeights(center_weight, offset_weight, semantic_weight)
-        self.refine_at_test, self.pamr_iterations = refine_at_test, pamr_iterations
-        self.backbone_weights, self.init_from = backbone_weights, init_from
-        self.optimizer_name, self.lr, self.backbone_lr_factor = optimizer, lr, backbone_lr_factor
-        self.weight_decay, self.warmup_steps = weight_decay, warmup_steps
-        self.compile_network = compile_network
+        self.foreground: Foreground = foreground
+        self.refine_threshold, self.max_centers, self.oracle = refine_threshold, max_centers, oracle
+        self.geometry, self.loss_weights = lengths.scaled(object_scale), weights
+        self.inference = replace(predicting, average_offsets=averaged)
+        self.init_from, self.compile_network = init_from, compile_network
 
         self.model = BestieModel(num_classes, backbone, decoder, recipe=recipe)
         self.voc_ap = VOCInstanceAP(num_classes)
@@ -174,19 +170,41 @@ class BestieModule(pl.LightningModule):
         self.semantic_iou = SemanticIoU(num_classes)
         self.pseudo_quality, self.refined_quality = LabelQuality(), LabelQuality()
 
+    @property
+    def network(self) -> BestieModel:
+        """See ``NetworkModule``."""
+        return self.model
+
     def on_fit_start(self) -> None:
-        """Read the weights that training starts from, unless a checkpoint has just been restored; compile."""
+        """Compare the settings with the data's, read the first weights, compile."""
+        self._check_data(getattr(self.trainer, "datamodule", None))
         if self.compile_network:
             self.model.network.compile()  # in place: the names in checkpoints stay
-        if self.trainer.ckpt_path is not None:  # not known in ``setup`` yet
-            return
+        super().on_fit_start()
+
+    def load_first_weights(self) -> None:
+        """Those of an earlier training, or of the backbone alone."""
         if self.init_from is not None:
             load_network(self.model, self.init_from)
-        elif self.backbone_weights is not None:
-            self.model.load_backbone_weights(self.backbone_weights)
+        else:
+            super().load_first_weights()
+
+    def _check_data(self, data: pl.LightningDataModule | None) -> None:
+        """Refuse a data module that makes labels by other settings than this module refines and compares them by."""
+        for name, mine in (("supervision", self.supervision), ("recipe", self.recipe)):
+            theirs = getattr(data, name, mine)
+            if theirs != mine:
+                raise ValueError(f"the data module has {name} {theirs!r}, the model {mine!r}; give both the same")
+        lengths: Geometry = getattr(data, "geometry", self.geometry)
+        if lengths.min_area != self.geometry.min_area:
+            raise ValueError(
+                f"components need {lengths.min_area} pixels in the data module and {self.geometry.min_area} in the "
+                "model; give both the same object_scale and min_area (geometry.min_area of the model)"
+            )
 
     def forward(self, images: Tensor) -> InstanceMaps:
         """Maps at stride 4 of RGB images (B, 3, H, W) in [0, 1]."""
+        self.choose_weights()
         maps: InstanceMaps = self.model(images)
         return maps
 
@@ -194,8 +212,9 @@ class BestieModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Forward, refinement of the labels by the network's own output, losses of Eq. 3 to 6."""
-        if batch.semantic is None or batch.pseudo is None:
-            raise ValueError("a training batch needs a semantic map and pseudo labels; see Batch for who makes them")
+        if batch.pseudo is None or batch.components is None:
+            batch = pseudo_labels(batch, supervision=self.supervision, rules=self.rules, geometry=self.geometry)
+        assert batch.semantic is not None and batch.pseudo is not None  # or there would have been an error
         maps = self(batch.images)
         enlargement = self.model.enlargement(maps, (batch.images.shape[-2], batch.images.shape[-1]))
         refined = self.refine(maps.detach(), batch, enlargement) if self.refinement else None
@@ -205,11 +224,12 @@ class BestieModule(pl.LightningModule):
             batch.pseudo,
             refined,
             supervision=self.supervision,
-            recipe=self.recipe,
+            rules=self.rules,
             geometry=self.geometry,
             weights=self.loss_weights,
             guidance=self.guidance,
             enlargement=enlargement,
+            mean_over_processes=self.mean_over_processes if self.rules.counts_of == "all" else None,
         )
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({f"train/{name}": term for name, term in terms.items()})
@@ -221,33 +241,22 @@ class BestieModule(pl.LightningModule):
 
     @torch.no_grad()
     def refine(self, maps: InstanceMaps, batch: Batch, enlargement: Enlargement | None = None) -> LabeledInstances:
-        """Labels that the network's own maps give for the batch (paper section 3.5).
+        """Labels that the network's own maps give for the batch (``ops.labels.refined_labels``).
 
-        Images without points in a batch that has some are refined as with ``supervision: tags``.
         ``maps`` at full resolution, or as they leave the network with their ``enlargement``.
         """
-        if batch.components is None or batch.semantic is None:
-            raise ValueError("refinement needs the semantic map and its components in the batch")
-        by_tags = partial(
-            refine_from_tags,
+        return refined_labels(
             maps,
-            batch.components,
+            batch,
+            supervision=self.supervision,
+            rules=self.rules,
             geometry=self.geometry,
-            recipe=self.recipe,
             threshold=self.refine_threshold,
+            max_centers=self.max_centers,
             clustering=self.clustering,
+            foreground=self.foreground,
             enlargement=enlargement,
         )
-        if self.supervision != "points":
-            return by_tags()
-        of_points = refine_from_points(
-            maps.offset_field,
-            tagged_classes(batch.semantic, batch.tags),
-            batch.cues,
-            recipe=self.recipe,
-            enlargement=enlargement,
-        )
-        return of_points if batch.pointed is None else mix_labels(of_points, by_tags(), batch.pointed)
 
     def on_train_epoch_end(self) -> None:
         """Quality of the labels on this epoch's crops, where true instances were there to measure it (figure 6)."""
@@ -255,20 +264,6 @@ class BestieModule(pl.LightningModule):
             if metric.update_called:
                 self.log_dict({f"train/{source}/{name}": value.float() for name, value in metric.compute().items()})
                 metric.reset()
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Adam with polynomial decay (power 0.9) of the rate after a linear warm-up."""
-        groups = [
-            {"params": list(self.model.backbone_parameters()), "lr": self.lr * self.backbone_lr_factor},
-            {"params": list(self.model.head_parameters()), "lr": self.lr},
-        ]
-        return adam_with_decay(
-            self,
-            groups,
-            kind=self.optimizer_name,
-            weight_decay=self.weight_decay,
-            warmup_steps=self.warmup_steps,
-        )
 
     # ---------------------------------------------------------------- inference and evaluation
 
@@ -295,10 +290,10 @@ class BestieModule(pl.LightningModule):
             labels, semantic = find_instances(
                 maps,
                 geometry=self.geometry,
-                recipe=self.recipe,
-                threshold=self.test_threshold,
+                rules=self.rules,
+                threshold=self.inference.threshold,
                 clustering=self.clustering,
-                keep_without_center=self.keep_without_center,
+                keep_without_center=self.inference.keep_without_center,
                 valid=valid,
                 tags=batch.tags if self.oracle == "tags" else None,
             )
@@ -320,42 +315,40 @@ class BestieModule(pl.LightningModule):
             sizes = batch.original_sizes
         grid = sizes[0] if sizes is not batch.sizes else size
         # the image itself first: its offsets are kept where they are not averaged
-        scales = sorted(self.test_scales, key=lambda scale: scale != 1)
+        scales = sorted(self.inference.scales, key=lambda scale: scale != 1)
         views = (
             self._view(batch.images, grid, scale=scale, mirrored=mirrored)
             for scale in scales
-            for mirrored in ((False, True) if self.mirror else (False,))
+            for mirrored in ((False, True) if self.inference.mirror else (False,))
         )
-        if self.mirror or len(scales) > 1:
-            maps = average_maps(views, average_offsets=self.average_offsets)
+        if self.inference.mirror or len(scales) > 1:
+            maps = average_maps(views, average_offsets=bool(self.inference.average_offsets))
         else:
             (maps,) = views
-        if self.refine_at_test == "pamr":
+        if self.inference.refine == "pamr":
             images = batch.images
             if grid != size:
                 images = nn.functional.interpolate(images, grid, mode="bilinear", align_corners=False)
-            refined = refine_logits(maps.semantic_logits, images, sizes=sizes, iterations=self.pamr_iterations)
+            refined = refine_logits(
+                maps.semantic_logits, images, sizes=sizes, iterations=self.inference.pamr_iterations
+            )
             maps = maps._replace(semantic_logits=refined)
         return maps, sizes
 
     def _view(self, images: Tensor, grid: tuple[int, int], *, scale: float, mirrored: bool) -> InstanceMaps:
         """Maps on the ``grid``, with offsets in its pixels, of images as seen at another scale, mirrored or not."""
-        if mirrored:
-            return mirror_maps(self._view(images.flip(-1), grid, scale=scale, mirrored=False))
-        size = (images.shape[-2], images.shape[-1])
-        # whole cells, so that they cover the image without a rest
-        seen = size if scale == 1 else tuple(max(1, round(side * scale / STRIDE)) * STRIDE for side in size)
-        if seen == size:
-            maps = self(images)
+        seen = see(images, scale, mirrored=mirrored, step=STRIDE)
+        maps = self(seen)
+        height, width = seen.shape[-2:]
+        if (height, width) == images.shape[-2:]:
             enlargement = self.model.enlargement(maps, grid)
-        else:
-            maps = self(nn.functional.interpolate(images, seen, mode="bilinear", antialias=scale < 1))
+        else:  # whole cells, so that they cover the image without a rest
             enlargement = Enlargement(grid, grid, self.model.align_corners)
         maps = enlargement.all(maps)
-        if seen != grid:
-            ratio = torch.tensor([grid[0] / seen[0], grid[1] / seen[1]], device=self.device)
+        if (height, width) != grid:
+            ratio = torch.tensor([grid[0] / height, grid[1] / width], device=self.device)
             maps = maps._replace(offset_field=maps.offset_field * ratio[:, None, None])
-        return maps
+        return mirror_maps(maps) if mirrored else maps
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Compare the predictions with the ground truth."""
@@ -390,7 +383,7 @@ class BestieModule(pl.LightningModule):
     def score_notes(self) -> tuple[str, ...]:
         """What the name of every score must say, in words that follow ``test`` or ``val`` in it."""
         oracle = () if self.oracle is None else (f"oracle_{self.oracle}",)
-        return oracle if self.refine_at_test is None else (*oracle, self.refine_at_test)
+        return oracle if self.inference.refine is None else (*oracle, self.inference.refine)
 
     def _log_scores(self, stage: str) -> None:
         prefix = "_".join([stage, *self.score_notes])
@@ -412,7 +405,3 @@ class BestieModule(pl.LightningModule):
             )
         for metric in (self.voc_ap, self.coco_ap, self.semantic_iou):
             metric.reset()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another network with one clear message."""
-        refuse_other_network(checkpoint, self.hparams)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from bestie_pl.data.files import require_folder
 from bestie_pl.data.formats.maps import MapFolder
 from bestie_pl.metrics.semantic_maps import LEAST_IMAGES, SemanticMapFigures
+from bestie_pl.modules.base import names_of
 from bestie_pl.modules.semantic import SemanticPrediction
 from bestie_pl.ops.instances import predict_semantic
 from bestie_pl.ops.semantic import BACKGROUND, BAND, ITERATIONS, refine_logits, semantic_from_activations
@@ -61,7 +62,7 @@ class ImportedMaps(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True
-        names = tuple(class_names) if class_names is not None else tuple(f"class{c}" for c in range(num_classes))
+        names = names_of(num_classes, class_names)
         self.num_classes, self.class_names = num_classes, names
         self.source = MapFolder(
             Path(folder),

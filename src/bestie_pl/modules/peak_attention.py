@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import MultiStepLR
 from torchmetrics.classification import MultilabelAveragePrecision, MultilabelStatScores
 
 from bestie_pl.models.peak_attention import PeakAttentionModel
-from bestie_pl.modules.optimization import adam_with_decay
+from bestie_pl.modules.base import NetworkModule, settings_of
+from bestie_pl.modules.optimization import Optimization
 from bestie_pl.ops.cues import CUE_LIMIT, CUE_THRESHOLD, CUE_WINDOW, Pooling, activation_planes, find_cues, smooth
-from bestie_pl.structures import Batch, Cues, Recipe
-
-NETWORK = ("num_classes", "backbone", "strides", "pam_layers", "width", "pooling")
-"""The settings that decide which tensors the network has."""
+from bestie_pl.ops.views import check_scales, see
+from bestie_pl.recipe import Recipe
+from bestie_pl.structures import Batch, Cues
 
 MOST_WEIGHT = 10.0
 """Largest weight of a rare class's images, when classes are balanced."""
-
-RELEASE_MOMENTUM = 0.9
-RELEASE_BIAS_FACTOR = 2.0
-"""Learning rate of biases relative to weights (release 12.4)."""
-RELEASE_DROPS = (4, 9)
-"""Finished epochs after which the release divides the rate by ten (12.4: at the start of epochs 5 and 10)."""
 
 
 class ActivationPrediction(NamedTuple):
@@ -44,7 +36,7 @@ class ActivationPrediction(NamedTuple):
     activations: tuple[Tensor, ...]
 
 
-class PeakAttentionModule(pl.LightningModule):
+class PeakAttentionModule(NetworkModule):
     """Multi-label classifier whose peak attention keeps the strongest places of every feature channel.
 
     ``predict_step`` gives cues and the activation maps that they are the peaks of. Needs images and their tags only
@@ -72,14 +64,11 @@ class PeakAttentionModule(pl.LightningModule):
             apart that touch, but their maps cover less of large objects.
         cue_window: Side of the window in which a cue must be the maximum, in pixels of the image file; odd.
         cue_threshold: Least activation of a cue that is found; training thresholds again.
-        optimizer: ``adam``, ``adamw``, or ``sgd`` as in the release: Nesterov momentum 0.9, biases twice as fast, and a
-            tenth of the rate from the epochs 5 and 10 on (counted from 1) in the place of the polynomial decay.
-        lr: Learning rate at its highest.
-        backbone_lr_factor: Learning rate of the backbone relative to ``lr``.
-        weight_decay: Of the optimiser.
-        warmup_steps: Optimiser steps over which the rate of Adam rises linearly.
+        optimization: Optimiser and schedule.
     """
 
+    model: PeakAttentionModel
+    network_settings = ("num_classes", "backbone", "strides", "pam_layers", "width", "pooling")
     pos_weight: Tensor | None
     supervision = "tags"
     makes_activations = True
@@ -104,38 +93,25 @@ class PeakAttentionModule(pl.LightningModule):
         cue_scales: Sequence[float] | None = None,
         cue_window: int = CUE_WINDOW,
         cue_threshold: float = CUE_THRESHOLD,
-        optimizer: Literal["adam", "adamw", "sgd"] = "adamw",
-        lr: float = 2e-3,
-        backbone_lr_factor: float = 0.3,
-        weight_decay: float = 0.01,
-        warmup_steps: int = 0,
+        optimization: Optimization = Optimization("adamw", lr=2e-3, backbone_lr_factor=0.3, weight_decay=0.01),
     ) -> None:
-        super().__init__()
-        # predicting fewer images than there are processes is fine: each process writes its own
-        self.allow_zero_length_dataloader_with_multiple_devices = True
-        names = tuple(class_names) if class_names is not None else tuple(f"class{c}" for c in range(num_classes))
-        if len(names) != num_classes:
-            raise ValueError(f"class_names has {len(names)} names for num_classes={num_classes}; give one name a class")
+        optimizing = settings_of(Optimization, optimization)
+        super().__init__(num_classes, class_names, backbone_weights=backbone_weights, optimization=optimizing)
         if cue_window < 1 or cue_window % 2 == 0:
             raise ValueError(f"cue_window must be odd, got {cue_window}")
         if not 0 < cue_threshold < 1:
             raise ValueError(f"cue_threshold must be between 0 and 1, got {cue_threshold}")
         cue_scales = scales if cue_scales is None else cue_scales
-        for name, given in (("scales", scales), ("cue_scales", cue_scales)):
-            if not given or min(given) <= 0:
-                raise ValueError(f"{name} must be positive numbers, at least one, got {list(given)}")
         # a checkpoint holds plain types only
-        class_names, strides, scales, cue_scales = list(names), list(strides), list(scales), list(cue_scales)
+        class_names, strides = list(self.class_names), list(strides)
+        scales, cue_scales = list(check_scales("scales", scales)), list(check_scales("cue_scales", cue_scales))
+        optimization = asdict(optimizing)  # type: ignore[assignment]
         self.save_hyperparameters()
-        self.class_names = names
         self.recipe: Recipe = recipe
         self.alpha, self.alpha_ramp_steps = alpha, alpha_ramp_steps
         self.balance, self.mirror = balance, mirror
         self.scales, self.cue_scales = tuple(scales), tuple(cue_scales)
         self.cue_window, self.cue_threshold = cue_window, cue_threshold
-        self.backbone_weights = backbone_weights
-        self.optimizer_name, self.lr, self.backbone_lr_factor = optimizer, lr, backbone_lr_factor
-        self.weight_decay, self.warmup_steps = weight_decay, warmup_steps
 
         self.model = PeakAttentionModel(
             num_classes, backbone, strides=strides, pam_layers=pam_layers, width=width, alpha=alpha, pooling=pooling
@@ -146,10 +122,14 @@ class PeakAttentionModule(pl.LightningModule):
         self.average_precision = MultilabelAveragePrecision(self.labels, average=None)
         self.counts = MultilabelStatScores(self.labels, average=None)
 
+    @property
+    def network(self) -> PeakAttentionModel:
+        """See ``NetworkModule``."""
+        return self.model
+
     def on_fit_start(self) -> None:
-        """Read the backbone's weights, unless a checkpoint has just been restored; weigh the classes."""
-        if self.backbone_weights is not None and self.trainer.ckpt_path is None:  # not known in ``setup`` yet
-            self.model.load_backbone_weights(self.backbone_weights)
+        """Read the first weights; weigh the classes."""
+        super().on_fit_start()
         if self.balance:
             data: Any = getattr(self.trainer, "datamodule", None)
             if not hasattr(data, "tag_counts"):
@@ -160,6 +140,7 @@ class PeakAttentionModule(pl.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C) of RGB images (B, 3, H, W) in [0, 1]."""
+        self.choose_weights()
         return self.model.logits(self.model(images))
 
     # ---------------------------------------------------------------- training
@@ -177,28 +158,6 @@ class PeakAttentionModule(pl.LightningModule):
         loss = F.binary_cross_entropy_with_logits(logits, batch.tags.float(), pos_weight=self.pos_weight)
         self.log("train/loss", loss, prog_bar=True)
         return loss
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Adam with polynomial decay, or the release's SGD with two drops."""
-        backbone, head = self.model.backbone_parameters(), self.model.head_parameters()
-        rate = self.lr * self.backbone_lr_factor
-        if self.optimizer_name != "sgd":
-            groups: list[dict[str, Any]] = [{"params": backbone, "lr": rate}, {"params": head, "lr": self.lr}]
-            return adam_with_decay(
-                self,
-                groups,
-                kind=self.optimizer_name,
-                weight_decay=self.weight_decay,
-                warmup_steps=self.warmup_steps,
-            )
-        groups = []
-        for parameters, lr in ((backbone, rate), (head, self.lr)):
-            groups.append({"params": [p for p in parameters if p.dim() > 1], "lr": lr})
-            groups.append({"params": [p for p in parameters if p.dim() <= 1], "lr": lr * RELEASE_BIAS_FACTOR})
-        optimizer = torch.optim.SGD(
-            groups, lr=self.lr, momentum=RELEASE_MOMENTUM, nesterov=True, weight_decay=self.weight_decay
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": MultiStepLR(optimizer, list(RELEASE_DROPS))}}
 
     # ---------------------------------------------------------------- activation maps and cues
 
@@ -235,16 +194,13 @@ class PeakAttentionModule(pl.LightningModule):
         self, images: Tensor, image: Tensor, classes: Tensor, *wanted: tuple[tuple[int, int], tuple[float, ...]]
     ) -> tuple[Tensor, ...]:
         """Maps (P, H, W) of P pairs of image and class for each ``wanted`` size and scales; images without padding."""
-        height, width = images.shape[-2:]
         views: list[list[Tensor]] = [[] for _ in wanted]
         for scale in sorted({scale for _, scales in wanted for scale in scales}):
-            seen = (max(1, round(height * scale)), max(1, round(width * scale)))
-            x = images
-            if seen != (height, width):
-                x = F.interpolate(images, seen, mode="bilinear", align_corners=False, antialias=scale < 1)
+            seen = see(images, scale)
+            size_seen = (seen.shape[-2], seen.shape[-1])
             for mirrored in (False, True) if self.mirror else (False,):
-                maps = self.model(x.flip(-1) if mirrored else x)
-                aligned = self.model.align(maps[image, classes], seen)
+                maps = self.model(seen.flip(-1) if mirrored else seen)
+                aligned = self.model.align(maps[image, classes], size_seen)
                 for planes, (size, scales) in zip(views, wanted, strict=True):
                     if scale in scales:
                         plane = activation_planes(aligned, size)
@@ -291,16 +247,6 @@ class PeakAttentionModule(pl.LightningModule):
             self.log_dict({f"{stage}/{name}": value for name, value in scores.items()})
         for metric in (self.average_precision, self.counts):
             metric.reset()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another network with one clear message."""
-        theirs = checkpoint.get("hyper_parameters", {})
-        for name in NETWORK:
-            if theirs.get(name) != self.hparams[name]:
-                raise ValueError(
-                    f"the checkpoint was trained with {name}={theirs.get(name)!r}, the configuration or the data says "
-                    f"{self.hparams[name]!r}; use those that it was trained with"
-                )
 
 
 def _groups(*columns: Sequence[tuple[int, int]]) -> Iterator[tuple[tuple[tuple[int, int], ...], list[int]]]:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from dataclasses import asdict
+from typing import Literal, NamedTuple
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import functional as F
 
 from bestie_pl.metrics.semantic import SemanticIoU
 from bestie_pl.models.bestie import BestieModel
-from bestie_pl.modules.optimization import adam_with_decay
-from bestie_pl.modules.weights import refuse_other_network
+from bestie_pl.modules.base import NetworkModule, settings_of
+from bestie_pl.modules.optimization import Optimization
 from bestie_pl.ops.instances import predict_semantic
-from bestie_pl.ops.losses import HARD_FRACTION, semantic_loss
+from bestie_pl.ops.losses import semantic_loss
 from bestie_pl.ops.masks import resize_map
 from bestie_pl.ops.semantic import ITERATIONS, refine_logits, with_every_tag
-from bestie_pl.structures import Batch, InstanceMaps, Recipe
+from bestie_pl.ops.views import check_scales, mean_probabilities, see
+from bestie_pl.recipe import RULES, Recipe
+from bestie_pl.structures import Batch, InstanceMaps
 
 
 class SemanticPrediction(NamedTuple):
@@ -34,7 +34,7 @@ class SemanticPrediction(NamedTuple):
     mirror_agreement: tuple[float, ...] | None = None
 
 
-class SemanticModule(pl.LightningModule):
+class SemanticModule(NetworkModule):
     """Trains backbone, decoder and semantic head of a ``BestieModel`` on semantic maps; predicts maps of its own.
 
     The raw output of a short training can be worse than the maps it learnt from; refined by the image's colours
@@ -57,13 +57,10 @@ class SemanticModule(pl.LightningModule):
         refine: ``pamr`` refines the probabilities by the colours of the image; null leaves them as they are. Scores of
             refined maps are logged beside the others and say so in their names.
         pamr_iterations: Rounds of this refinement.
-        optimizer: ``adam`` as in the paper, or ``adamw``.
-        lr: Learning rate at its highest.
-        backbone_lr_factor: Learning rate of the backbone relative to ``lr``.
-        weight_decay: Of the optimiser.
-        warmup_steps: Optimiser steps over which the rate rises linearly.
+        optimization: Optimiser and schedule.
     """
 
+    model: BestieModel
     makes_semantic_maps = True
 
     def __init__(
@@ -80,29 +77,17 @@ class SemanticModule(pl.LightningModule):
         scales: Sequence[float] = (1.0,),
         refine: Literal["pamr"] | None = "pamr",
         pamr_iterations: int = ITERATIONS["network"],
-        optimizer: Literal["adam", "adamw"] = "adam",
-        lr: float = 5e-5,
-        backbone_lr_factor: float = 1.0,
-        weight_decay: float = 0.0,
-        warmup_steps: int = 0,
+        optimization: Optimization = Optimization(),
     ) -> None:
-        super().__init__()
-        # predicting fewer images than there are processes is fine: each process writes its own
-        self.allow_zero_length_dataloader_with_multiple_devices = True
-        names = tuple(class_names) if class_names is not None else tuple(f"class{c}" for c in range(num_classes))
-        if len(names) != num_classes:
-            raise ValueError(f"class_names has {len(names)} names for num_classes={num_classes}; give one name a class")
-        if not scales or min(scales) <= 0:
-            raise ValueError(f"scales must be positive numbers, at least one, got {list(scales)}")
-        class_names, scales = list(names), list(scales)  # a checkpoint holds plain types only
+        optimizing = settings_of(Optimization, optimization)
+        super().__init__(num_classes, class_names, backbone_weights=backbone_weights, optimization=optimizing)
+        # a checkpoint holds plain types only
+        class_names, scales = list(self.class_names), list(check_scales("scales", scales))
+        optimization = asdict(optimizing)  # type: ignore[assignment]
         self.save_hyperparameters()
-        self.num_classes, self.class_names = num_classes, names
-        self.recipe: Recipe = recipe
+        self.rules = RULES[recipe]
         self.use_tags, self.mirror, self.scales = use_tags, mirror, tuple(scales)
         self.refine, self.pamr_iterations = refine, pamr_iterations
-        self.backbone_weights = backbone_weights
-        self.optimizer_name, self.lr, self.backbone_lr_factor = optimizer, lr, backbone_lr_factor
-        self.weight_decay, self.warmup_steps = weight_decay, warmup_steps
 
         self.model = BestieModel(num_classes, backbone, decoder, recipe=recipe)
         # no loss reaches them, and DDP refuses to wait for gradients that never come
@@ -110,13 +95,14 @@ class SemanticModule(pl.LightningModule):
             parameter.requires_grad_(False)
         self.plain_iou, self.refined_iou = SemanticIoU(num_classes), SemanticIoU(num_classes)
 
-    def on_fit_start(self) -> None:
-        """Read the backbone's weights, unless a checkpoint has just been restored."""
-        if self.backbone_weights is not None and self.trainer.ckpt_path is None:
-            self.model.load_backbone_weights(self.backbone_weights)
+    @property
+    def network(self) -> BestieModel:
+        """See ``NetworkModule``."""
+        return self.model
 
     def forward(self, images: Tensor) -> Tensor:
         """Semantic logits (B, C + 1, H, W) float32 of RGB images (B, 3, H, W) in [0, 1], at their size."""
+        self.choose_weights()
         logits = self.model(images).semantic_logits
         one = logits[:, :1]  # in the place of centre and offset maps, which nobody wants here
         size = (images.shape[-2], images.shape[-1])
@@ -126,21 +112,14 @@ class SemanticModule(pl.LightningModule):
         """Cross-entropy against the maps (paper Eq. 5)."""
         if batch.semantic is None:
             raise ValueError("a training batch needs a semantic map; see Batch")
-        loss = semantic_loss(self(batch.images), batch.semantic, hard_fraction=HARD_FRACTION[self.recipe])
+        loss = semantic_loss(
+            self(batch.images),
+            batch.semantic,
+            hard_fraction=self.rules.hard_fraction,
+            mean_over_processes=self.mean_over_processes if self.rules.counts_of == "all" else None,
+        )
         self.log("train/loss", loss, prog_bar=True)
         return loss
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Adam with polynomial decay (power 0.9) of the rate after a linear warm-up."""
-        backbone = self.model.backbone_parameters()
-        heads = [parameter for parameter in self.model.head_parameters() if parameter.requires_grad]
-        return adam_with_decay(
-            self,
-            [{"params": backbone, "lr": self.lr * self.backbone_lr_factor}, {"params": heads, "lr": self.lr}],
-            kind=self.optimizer_name,
-            weight_decay=self.weight_decay,
-            warmup_steps=self.warmup_steps,
-        )
 
     # ---------------------------------------------------------------- inference and evaluation
 
@@ -154,7 +133,7 @@ class SemanticModule(pl.LightningModule):
             mirrored = self._at_scales(batch.images.flip(-1)).flip(-1)
             same = predict_semantic(logits, tags=tags) == predict_semantic(mirrored, tags=tags)
             agreement = tuple(float(s[:h, :w].float().mean()) for s, (h, w) in zip(same, batch.sizes, strict=True))
-            logits = _mean_probabilities([logits, mirrored])
+            logits = mean_probabilities([logits, mirrored])
         if tags is not None:
             logits = with_every_tag(logits, tags, sizes=batch.sizes)
         if self.refine == "pamr":
@@ -182,13 +161,11 @@ class SemanticModule(pl.LightningModule):
         size = (images.shape[-2], images.shape[-1])
         views = []
         for scale in self.scales:
-            seen = tuple(max(1, round(side * scale)) for side in size)
-            if seen == size:
-                views.append(self(images))
-            else:
-                logits = self(F.interpolate(images, seen, mode="bilinear", antialias=scale < 1))
-                views.append(F.interpolate(logits, size, mode="bilinear", antialias=scale > 1))
-        return _mean_probabilities(views)
+            logits = self(see(images, scale))
+            if logits.shape[-2:] != size:
+                logits = F.interpolate(logits, size, mode="bilinear", antialias=scale > 1)
+            views.append(logits)
+        return mean_probabilities(views)
 
     def _refined(self, logits: Tensor, batch: Batch) -> Tensor:
         return refine_logits(logits, batch.images, sizes=batch.sizes, iterations=self.pamr_iterations)
@@ -216,15 +193,6 @@ class SemanticModule(pl.LightningModule):
                     {f"{prefix}/{name}": value.float() for name, value in scores.items() if not value.isnan()}
                 )
             metric.reset()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another network with one clear message."""
-        refuse_other_network(checkpoint, self.hparams)
-
-
-def _mean_probabilities(views: Sequence[Tensor]) -> Tensor:
-    """Logarithm of the mean of the views' class probabilities, from their logits."""
-    return torch.stack([logits.log_softmax(1) for logits in views]).logsumexp(0) - math.log(len(views))
 
 
 def _maps(logits: Tensor, batch: Batch) -> tuple[Tensor, ...]:

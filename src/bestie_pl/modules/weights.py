@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,12 @@ def load_network(model: BestieModel, path: str | Path) -> None:
     model.load_state_dict(found)
 
 
-def refuse_other_network(checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raise ValueError if a checkpoint that is being loaded is of another network than ``settings``."""
+def refuse_other_network(
+    checkpoint: Mapping[str, Any], settings: Mapping[str, Any], names: Sequence[str] = NETWORK
+) -> None:
+    """Raise ValueError if a checkpoint that is being loaded is of another network than ``settings``, by ``names``."""
     theirs = checkpoint.get("hyper_parameters", {})
-    for name in NETWORK:
+    for name in names:
         if name in theirs and theirs[name] != settings[name]:
             raise ValueError(
                 f"the checkpoint was trained with {name}={theirs[name]!r}, the configuration or the data says "

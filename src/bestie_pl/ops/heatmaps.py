@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 
 import torch
+from kornia.filters import get_gaussian_kernel2d
+from kornia.utils import create_meshgrid
 from torch import Tensor
 
 from bestie_pl.structures import Cues, LabeledInstances
@@ -40,7 +42,8 @@ def sparse_heatmap(peaks: Cues, shape: Sequence[int], sigma: float, reach: int) 
     """
     _, classes, height, width = shape
     step = torch.arange(-reach, reach + 1, device=peaks.yx.device)
-    gaussian = torch.exp((step[:, None].square() + step.square()) / (-2.0 * sigma**2))
+    kernel = get_gaussian_kernel2d(2 * reach + 1, (sigma, sigma), device=step.device)[0]
+    gaussian = kernel / kernel.max()  # Kornia's sums to 1
     y, x = peaks.yx.round().long()[:, :, None, None].unbind(1)  # two times (N, 1, 1)
     drawn = (peaks.scores > 0)[:, None, None] & (y >= 0) & (y < height) & (x >= 0) & (x < width)
     y, x = y + step[:, None], x + step
@@ -79,8 +82,7 @@ def offset_field(labels: LabeledInstances) -> Tensor:
     [[[[0.0, 0.0, 0.0]], [[0.0, 0.5, -0.5]]]]
     """
     height, width = labels.ids.shape[1:]
-    y = torch.arange(height, device=labels.ids.device)[:, None]
-    x = torch.arange(width, device=labels.ids.device)
+    x, y = create_meshgrid(height, width, normalized_coordinates=False, device=labels.ids.device)[0].unbind(-1)
     labelled = labels.ids > 0
     center_y, center_x = labels.center_yx.unbind(1)
     return torch.stack([(center_y[labels.ids] - y) * labelled, (center_x[labels.ids] - x) * labelled], 1)

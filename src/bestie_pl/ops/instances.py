@@ -10,7 +10,8 @@ from bestie_pl.ops.enlargement import find_spots
 from bestie_pl.ops.grouping import Groups, class_probability, group_by_points, group_pixels
 from bestie_pl.ops.peaks import Centers, Foreground, find_centers, gather_foreground
 from bestie_pl.ops.refinement import group_probability, mark_centers
-from bestie_pl.structures import IGNORE, Components, Cues, Geometry, InstanceMaps, LabeledInstances, Recipe
+from bestie_pl.recipe import Rules
+from bestie_pl.structures import IGNORE, Components, Cues, Geometry, InstanceMaps, LabeledInstances
 
 
 @torch.no_grad()
@@ -41,7 +42,7 @@ def find_instances(
     maps: InstanceMaps,
     *,
     geometry: Geometry,
-    recipe: Recipe,
+    rules: Rules,
     threshold: float = 0.1,
     clustering: bool = True,
     keep_without_center: bool = True,
@@ -52,9 +53,9 @@ def find_instances(
 
     The score is a centre score times the mean class probability of the instance.
 
-    - paper: the score of the centre that grouped the pixels, clamped to [0, 1].
-    - release (its section 10): the largest heatmap value of the group; if that is 1 or more, as it is at every
-      clustered centre, the mean probability takes its place: the score is then the probability's square (10.5).
+    - ``rules.scored_by`` center: the score of the centre that grouped the pixels, clamped to [0, 1].
+    - Group (release section 10): the largest heatmap value of the group; if that is 1 or more, as it is at every
+      clustered centre there, the mean probability takes its place: the score is then the probability's square (10.5).
 
     Differences from the release on purpose: no instance gives an empty result instead of an empty mask of class 0 with
     score 0 (10.7). Masks lie on the grid of ``maps`` and offsets are in its pixels: who wants another size enlarges the
@@ -64,8 +65,8 @@ def find_instances(
     Args:
         maps: (B, ..., H, W), at the resolution that ``geometry`` is in; ``semantic_logits`` may be log-probabilities.
         geometry: Lengths in pixels.
-        recipe: See above.
-        threshold: Centre score, positive; exceeded in the release, reached in the paper's recipe.
+        rules: See above.
+        threshold: Centre score, positive; exceeded or reached, by ``rules.strict_peaks``.
         clustering: Whether points where the offsets converge complement the peaks.
         keep_without_center: Whether a component without a centre is one instance, with its largest heatmap value as
             centre score, or nothing.
@@ -73,8 +74,8 @@ def find_instances(
         tags: (B, C) bool, an oracle: only these classes may be predicted. Probabilities stay those of all classes.
 
     Returns:
-        The instances, ``weight`` being the score (release: not clamped from below, a centre score may be negative), by
-        component and centre; and the semantic map (B, H, W) uint8, 255 in the padding.
+        The instances, ``weight`` being the score (of a group: not clamped from below, a centre score may be negative),
+        by component and centre; and the semantic map (B, H, W) uint8, 255 in the padding.
 
     Raises:
         ValueError: The maps differ in size, or ``threshold`` is not positive.
@@ -84,9 +85,7 @@ def find_instances(
     semantic = predict_semantic(maps.semantic_logits, valid=valid, tags=tags)
     components = label_components(semantic.masked_fill(semantic == IGNORE, 0))
     foreground = gather_foreground(maps, components, min_area=geometry.min_area)
-    centers = find_centers(
-        foreground, geometry=geometry, threshold=threshold, strict=recipe == "release", clustering=clustering
-    )
+    centers = find_centers(foreground, geometry=geometry, threshold=threshold, rules=rules, clustering=clustering)
     heat = mark_centers(foreground, centers)
     if keep_without_center:
         centers = _with_whole_components(centers, foreground)
@@ -100,7 +99,7 @@ def find_instances(
     )
     groups = Groups.of(foreground.pixel, owner, centers)
     probability = group_probability(maps.semantic_logits, foreground, groups)
-    if recipe == "paper":
+    if rules.scored_by == "center":
         center_score = centers.score[groups.center].clamp(0, 1)
     else:
         center_score = groups.maximum(heat)

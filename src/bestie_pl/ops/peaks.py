@@ -10,6 +10,7 @@ from torch import Tensor
 from bestie_pl.ops.capacity import EXACT, Sizes
 from bestie_pl.ops.components import unite
 from bestie_pl.ops.enlargement import Enlargement, PixelSpots, Spots, find_spots
+from bestie_pl.recipe import Rules
 from bestie_pl.structures import Components, Geometry, InstanceMaps
 
 CLUSTER_HEAT = 0.05
@@ -299,7 +300,7 @@ def find_centers(
     *,
     geometry: Geometry,
     threshold: float,
-    strict: bool,
+    rules: Rules,
     clustering: bool,
     sizes: Sizes = EXACT,
 ) -> Centers:
@@ -313,23 +314,28 @@ def find_centers(
         foreground: The maps at the components' pixels.
         geometry: Window of the peaks, radius, tolerance and distance of clustered centres.
         threshold: Of the peaks, positive.
-        strict: See ``find_peaks``.
+        rules: Which values are peaks, and what a clustered centre scores: ``strict_peaks``, ``clustered_score``.
         clustering: False for peaks only.
         sizes: Of all lists on the way; the table of centres is called "centers" there.
 
     Source: paper section 3.5; what it leaves open is as in release 4.4 to 4.9.
     """
     components = foreground.components
-    found = find_peaks(foreground, threshold=threshold, window=geometry.peak_window, strict=strict, sizes=sizes)
+    found = find_peaks(
+        foreground, threshold=threshold, window=geometry.peak_window, strict=rules.strict_peaks, sizes=sizes
+    )
     component, yx, score = found.component, found.yx, found.score
     if clustering:
         clusters = cluster_centers(foreground, geometry=geometry, sizes=sizes)
         pixel = center_pixels(clusters, components)
-        hot = foreground.plane.flatten()[pixel] > CLUSTER_HEAT
+        heat = foreground.plane.flatten()[pixel]
+        hot = heat > CLUSTER_HEAT
         good = (components.labels.flatten()[pixel] == clusters.component) & hot
         good &= ~_near_peak(clusters, found, geometry.cluster_distance)
         component = torch.cat([component, clusters.component.where(good, NO_COMPONENT)])
-        yx, score = torch.cat([yx, clusters.yx]), torch.cat([score, clusters.score])
+        # how short the offsets are says where a centre is, not how sure: a weak heatmap makes a weak label (Eq. 2)
+        certainty = heat if rules.clustered_score == "heatmap" else torch.ones_like(heat)
+        yx, score = torch.cat([yx, clusters.yx]), torch.cat([score, certainty])
     rows = sizes.pick("centers", component != NO_COMPONENT, room=len(component))
     return Centers.sorted(rows.clear(component[rows.at], NO_COMPONENT), yx[rows.at], score[rows.at])
 

@@ -9,7 +9,8 @@ from bestie_pl.ops.capacity import EXACT, Sizes, attempts, take
 from bestie_pl.ops.enlargement import Enlargement, PixelSpots
 from bestie_pl.ops.grouping import USUAL_CENTERS, Groups, class_probability, group_by_points, group_pixels
 from bestie_pl.ops.peaks import Centers, Foreground, center_pixels, find_centers, gather_foreground
-from bestie_pl.structures import Components, Cues, Geometry, InstanceMaps, LabeledInstances, Recipe
+from bestie_pl.recipe import Rules
+from bestie_pl.structures import Components, Cues, Geometry, InstanceMaps, LabeledInstances
 
 MAX_CENTERS = 5
 """A component with more instances is left alone: its grouping is unreliable (release 5.2)."""
@@ -21,7 +22,7 @@ def refine_from_tags(
     components: Components,
     *,
     geometry: Geometry,
-    recipe: Recipe,
+    rules: Rules,
     threshold: float = 0.3,
     clustering: bool = True,
     max_centers: int = MAX_CENTERS,
@@ -32,19 +33,19 @@ def refine_from_tags(
     Pixels come from the given components, everything else from the network: centres in each component, then its pixels
     grouped by them. Small components, components without a centre and crowded ones stay unlabelled.
 
-    - paper: centres score at least ``threshold``; the offsets point to the centre that the pixels were grouped by, and
-      the weight is its score (Eq. 2). More than ``max_centers`` centres disqualify a component.
-    - release (its section 5): centres score above ``threshold``. The offsets point to the pixel with the largest
-      heatmap value *of the group*, and the weight is that value times the mean class probability; if the value is below
-      the threshold, to the component's centroid and the weight is the mean probability alone. A component is
-      disqualified if a centre after its first ``max_centers`` owns a pixel.
+    - ``rules.scored_by`` center: the offsets point to the centre that the pixels were grouped by, and the weight is its
+      score (Eq. 2). Group (release section 5): the offsets point to the pixel with the largest heatmap value *of the
+      group*, and the weight is that value times the mean class probability; if the value is below the threshold, to the
+      component's centroid and the weight is the mean probability alone.
+    - ``rules.crowded_by`` centers: more than ``max_centers`` centres disqualify a component. Owners: a centre after its
+      first ``max_centers`` does if it owns a pixel.
 
     Args:
         maps: At the resolution of ``components``, or smaller with ``enlargement``; read in float32.
         components: Of the tagged classes of the semantic map.
         geometry: Lengths in pixels.
-        recipe: See above.
-        threshold: Centre score, positive.
+        rules: See above.
+        threshold: Centre score, positive; exceeded or reached, by ``rules.strict_peaks``.
         clustering: Whether points where the offsets converge complement the peaks.
         max_centers: See above.
         enlargement: How the maps become as large as the components. They are read at the components' pixels only.
@@ -65,11 +66,11 @@ def refine_from_tags(
             foreground,
             geometry=geometry,
             threshold=threshold,
-            strict=recipe == "release",
+            rules=rules,
             clustering=clustering,
             sizes=sizes,
         )
-        if recipe == "paper":
+        if rules.crowded_by == "centers":
             centers = centers.without_crowds(max_centers)
         owner = group_pixels(
             foreground.pixel,
@@ -78,8 +79,8 @@ def refine_from_tags(
             centers,
             components=len(components.area),
             size=(components.labels.shape[1], components.labels.shape[2]),
-            max_rank=max_centers if recipe == "release" else None,
-            usual=max_centers if recipe == "paper" else USUAL_CENTERS,
+            max_rank=max_centers if rules.crowded_by == "owners" else None,
+            usual=max_centers if rules.crowded_by == "centers" else USUAL_CENTERS,
             sizes=sizes,
         )
         groups = Groups.of(foreground.pixel, owner, centers, sizes=sizes)
@@ -88,7 +89,7 @@ def refine_from_tags(
     foreground, centers = foreground.cut(pixels), centers.cut(sizes.count("centers"))
     groups = groups.cut(pixels, sizes.count("groups"))
     component = centers.component[groups.center]
-    if recipe == "paper":
+    if rules.scored_by == "center":
         center_yx, weight = centers.yx[groups.center], centers.score[groups.center]
     else:
         center_yx, weight = _rescore(maps.semantic_logits, foreground, centers, groups, threshold, sizes)
@@ -148,20 +149,20 @@ def refine_from_points(
     classes: Tensor,
     points: Cues,
     *,
-    recipe: Recipe,
+    rules: Rules,
     enlargement: Enlargement | None = None,
 ) -> LabeledInstances:
     """Refined labels of a batch whose objects have points: pixels of each class grouped by the class's points.
 
     The whole class map takes part: no components, no smallest area; a point may lie outside its class, and points of
-    other classes do not compete. Classes without a point stay unlabelled. The release cuts points to integers and loses
-    those in the first row or column (6.2); the paper's recipe keeps all of them as they are.
+    other classes do not compete. Classes without a point stay unlabelled. With ``rules.whole_points`` they are cut to
+    integers, and those in the first row or column are lost (release 6.2); otherwise all of them stay as they are.
 
     Args:
         offset_field: (B, 2, H, W), (dy, dx) in pixels, or smaller with ``enlargement``; read in float32.
         classes: (B, H, W) int32, the tagged classes of the semantic map: 0 outside, ``c + 1`` for class ``c``.
         points: One point an object, of tagged classes; rows of score 0 are empty slots.
-        recipe: See above.
+        rules: See above.
         enlargement: How the field becomes as large as the class map. It is read at pixels of classes only.
 
     Returns:
@@ -174,7 +175,7 @@ def refine_from_points(
     Source: paper section 3.5; release section 6.
     """
     used = points
-    if recipe == "release":
+    if rules.whole_points:
         whole = points.yx.trunc()
         used = Cues(points.image, whole, points.classes, points.scores * (whole != 0).all(1))
     groups, image, own, center_yx = group_by_points(offset_field, classes, used, enlargement=enlargement)

@@ -7,11 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bestie_pl.structures import Components, Cues, Geometry, LabeledInstances, Recipe
+from bestie_pl.recipe import Rules
+from bestie_pl.structures import Components, Cues, Geometry, LabeledInstances
 
 
 def transfer(
-    components: Components, cues: Cues, *, supervision: Literal["tags", "points"], recipe: Recipe, geometry: Geometry
+    components: Components, cues: Cues, *, supervision: Literal["tags", "points"], rules: Rules, geometry: Geometry
 ) -> LabeledInstances:
     """Pseudo labels: a component with exactly one cue of its class is an instance, any other stays unlabelled.
 
@@ -20,8 +21,8 @@ def transfer(
     ``geometry.min_area`` are dropped. Where the labels point to and where the heatmap has its Gaussians:
 
     - tags: both at the component's centroid, its fraction cut off.
-    - points, paper: both at the given points. All points draw a Gaussian, also those whose component was rejected.
-    - points, release: Gaussians at the points, offsets to the centroid.
+    - points: Gaussians at the given points, all of them, also those whose component was rejected; offsets to the point
+      or to the centroid, by ``rules.point_labels_end_at``.
 
     Source: paper section 3.3; release 3.3 to 3.8.
 
@@ -29,7 +30,7 @@ def transfer(
         components: K components of the tagged classes, of the augmented crop.
         cues: N cues of the tagged classes that are confident enough.
         supervision: what the cues are: a classifier's peaks, or given points.
-        recipe: decides the centre of a component that was accepted by a given point.
+        rules: decide the centre of a component that was accepted by a given point.
         geometry: gives the minimum area.
 
     Returns:
@@ -38,8 +39,9 @@ def transfer(
     >>> from bestie_pl.ops.components import label_components
     >>> components = label_components(torch.tensor([[[1, 1, 1, 0, 2, 2]]]))
     >>> cue = Cues(torch.tensor([0]), torch.tensor([[0.0, 2.0]]), torch.tensor([0]), torch.tensor([0.9]))
+    >>> from bestie_pl.recipe import PAPER
     >>> geometry = Geometry(min_area=2)
-    >>> labels = transfer(components, cue, supervision="tags", recipe="paper", geometry=geometry)
+    >>> labels = transfer(components, cue, supervision="tags", rules=PAPER, geometry=geometry)
     >>> labels.ids.tolist(), labels.weight.tolist(), labels.center_yx[1].tolist()
     ([[[1, 1, 1, 0, 0, 0]]], [0.0, 1.0, 0.0], [0.0, 1.0])
     """
@@ -49,7 +51,7 @@ def transfer(
     # row 0 collects the cues that belong to no component; its area of 0 is under any minimum
     accepted = (count == 1) & (components.area >= geometry.min_area)
     center_yx = components.center_yx.float()
-    if supervision == "points" and recipe == "paper":
+    if supervision == "points" and rules.point_labels_end_at == "point":
         # with one cue a row the sum is that cue's position; other rows are not used
         center_yx = torch.zeros_like(center_yx).index_add_(0, component, cues.yx.float())
     center_yx = center_yx * accepted[:, None]

@@ -3,11 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from bestie_pl.structures import InstanceMaps
+
+
+def check_scales(name: str, scales: Sequence[float]) -> tuple[float, ...]:
+    """The scales of a setting.
+
+    Raises:
+        ValueError: There is none, or one is not positive.
+    """
+    if not scales or min(scales) <= 0:
+        raise ValueError(f"{name} must be positive numbers, at least one, got {list(scales)}")
+    return tuple(scales)
+
+
+def see(images: Tensor, scale: float, *, mirrored: bool = False, step: int = 1) -> Tensor:
+    """Images (B, 3, H, W) as they look at another scale, in whole ``step`` pixels a side; mirrored or not.
+
+    >>> see(torch.zeros(1, 3, 10, 20), 0.5).shape, see(torch.zeros(1, 3, 10, 20), 0.5, step=4).shape
+    (torch.Size([1, 3, 5, 10]), torch.Size([1, 3, 4, 8]))
+    """
+    if scale != 1:
+        size = (images.shape[-2], images.shape[-1])
+        seen = tuple(max(1, round(side * scale / step)) * step for side in size)
+        if seen != size:
+            images = F.interpolate(images, seen, mode="bilinear", antialias=scale < 1)
+    return images.flip(-1) if mirrored else images
+
+
+def mean_probabilities(views: Sequence[Tensor]) -> Tensor:
+    """Logarithm of the mean of the views' class probabilities (B, C + 1, H, W), from their logits.
+
+    >>> mean_probabilities([torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 0.0]])]).exp().tolist()
+    [[0.5, 0.5]]
+    """
+    return torch.stack([logits.log_softmax(1) for logits in views]).logsumexp(0) - math.log(len(views))
 
 
 def mirror_maps(maps: InstanceMaps) -> InstanceMaps:

@@ -255,7 +255,8 @@ def _make_module(
 ) -> BestieModule | PeakAttentionModule:
     """The module with the release's settings, in random weights."""
     from bestie_pl.data.voc import VOC_CLASSES
-    from bestie_pl.modules.bestie import BestieModule
+    from bestie_pl.modules.bestie import BestieModule, Inference
+    from bestie_pl.modules.optimization import Optimization
     from bestie_pl.modules.peak_attention import PeakAttentionModule
 
     names = None if class_names is None else list(class_names)
@@ -273,8 +274,8 @@ def _make_module(
             backbone_weights=None,
             supervision=supervision or "tags",
             recipe="release",
-            mirror=supervision == "points",
-            warmup_steps=2000,
+            inference=Inference(mirror=supervision == "points"),
+            optimization=Optimization(warmup_steps=2000),
         )
     if supervision == "points":
         raise ValueError(f"{path} is the classifier, which learns from tags; leave out --supervision points")
@@ -284,10 +285,7 @@ def _make_module(
         backbone=layout.backbone,
         backbone_weights=None,
         recipe="release",
-        optimizer="sgd",
-        lr=0.01,
-        backbone_lr_factor=0.1,
-        weight_decay=5e-4,
+        optimization=Optimization("sgd", lr=0.01, backbone_lr_factor=0.1, weight_decay=5e-4),
     )
 
 

@@ -16,7 +16,7 @@ from bestie_pl.callbacks.drawing import CELL, Picture, draw_cues, heat, sheet, t
 from bestie_pl.cli.lightning import BestieParser, data_parser, read_data_module
 from bestie_pl.data.module import InstanceDataModule
 from bestie_pl.data.samples import STRIDE, collate
-from bestie_pl.modules.peak_attention import NETWORK, PeakAttentionModule
+from bestie_pl.modules.peak_attention import PeakAttentionModule
 from bestie_pl.structures import Batch
 
 
@@ -130,7 +130,7 @@ def _load(path: Path, num_classes: int) -> PeakAttentionModule:
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"{path} is no checkpoint of tensors and plain values, and nothing else is loaded") from error
     settings = content.get("hyper_parameters", {}) if isinstance(content, Mapping) else {}
-    if not set(NETWORK) <= set(settings):
+    if not set(PeakAttentionModule.network_settings) <= set(settings):
         raise ValueError(f"{path} is no classifier's; --checkpoints takes those of a PeakAttentionModule")
     if settings["num_classes"] != num_classes:
         raise ValueError(

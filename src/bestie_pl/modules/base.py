@@ -1,0 +1,150 @@
+"""What every LightningModule of this package with a network shares: class names, first weights, optimiser."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+
+from bestie_pl.modules.optimization import Optimization, configure, follow_new_rate
+from bestie_pl.modules.weights import refuse_other_network
+
+T = TypeVar("T")
+
+
+class Trained(Protocol):
+    """A network that tells its backbone's parameters from the others."""
+
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        """What ImageNet weights can fill."""
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Everything else."""
+
+    def load_backbone_weights(self, source: str) -> None:
+        """Fill the backbone completely, or raise."""
+
+
+def names_of(num_classes: int, class_names: Sequence[str] | None) -> tuple[str, ...]:
+    """The given names, one a class; ``class0``, ... if there are none.
+
+    Raises:
+        ValueError: Another number of names than of classes.
+    """
+    names = tuple(class_names) if class_names is not None else tuple(f"class{c}" for c in range(num_classes))
+    if len(names) != num_classes:
+        raise ValueError(f"class_names has {len(names)} names for num_classes={num_classes}; give one name a class")
+    return names
+
+
+def settings_of(kind: type[T], given: T | Mapping[str, Any] | None) -> T:
+    """A group of settings, from itself or from the plain dictionary that a checkpoint keeps of it."""
+    if isinstance(given, kind):
+        return given
+    assert given is None or isinstance(given, Mapping)
+    return kind(**(given or {}))
+
+
+class NetworkModule(pl.LightningModule):
+    """A LightningModule with a network in ``model``.
+
+    Weights to start from are read when training starts: by this module's own ``on_fit_start``, or at the first images
+    that it sees in training where another LightningModule holds it, whose ``on_fit_start`` is called instead. They are
+    never read when weights were loaded into it before (a checkpoint, ``load_state_dict``).
+
+    Args:
+        num_classes: Classes without background.
+        class_names: One a class; ``class0``, ... if omitted.
+        backbone_weights: ``imagenet``, the path of a local file, or None for random weights.
+        optimization: Optimiser and schedule.
+    """
+
+    model: nn.Module
+    network_settings: ClassVar[tuple[str, ...]] = ("num_classes", "backbone", "decoder")
+    """The settings that decide which tensors the network has."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        class_names: Sequence[str] | None,
+        *,
+        backbone_weights: str | None,
+        optimization: Optimization,
+    ) -> None:
+        super().__init__()
+        # predicting fewer images than there are processes is fine: each process writes its own
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self.num_classes, self.class_names = num_classes, names_of(num_classes, class_names)
+        self.backbone_weights, self.optimization = backbone_weights, optimization
+        self._weights_are_chosen = False
+        self._rate_is_new = False
+        self.register_load_state_dict_post_hook(_remember_weights)  # type: ignore[no-untyped-call]
+
+    @property
+    def lr(self) -> float:
+        """Highest learning rate; where Lightning's learning-rate finder reads it and leaves what it found."""
+        return self.optimization.lr
+
+    @lr.setter
+    def lr(self, rate: float) -> None:
+        self.optimization = replace(self.optimization, lr=rate)
+        self.hparams["optimization"] = asdict(self.optimization)
+        self._rate_is_new = True
+
+    def on_fit_start(self) -> None:
+        """Read the weights that training starts from, unless a checkpoint has just been restored."""
+        if self.trainer.ckpt_path is None:  # not known in ``setup`` yet
+            self.load_first_weights()
+            self._weights_are_chosen = True
+
+    def on_train_start(self) -> None:
+        """Follow a learning rate that was found after the optimiser was made."""
+        if self._rate_is_new:
+            follow_new_rate(self.trainer, self.lr)
+            self._rate_is_new = False
+
+    def load_first_weights(self) -> None:
+        """Read the backbone's weights."""
+        if self.backbone_weights is not None:
+            self.network.load_backbone_weights(self.backbone_weights)
+
+    def choose_weights(self) -> None:
+        """Read the first weights when a training that another module leads begins, unless there are weights already."""
+        if self.training and self._trainer is not None and not self._weights_are_chosen:
+            self.load_first_weights()
+            self._weights_are_chosen = True
+
+    @torch.no_grad()
+    def mean_over_processes(self, counts: Tensor) -> Tensor:
+        """Mean of a tensor over the processes that train together; every one of them has to call this."""
+        trainer = self._trainer
+        if trainer is None or trainer.world_size == 1:
+            return counts
+        reduced = trainer.strategy.reduce(counts.clone(), reduce_op="mean")
+        assert isinstance(reduced, Tensor)
+        return reduced
+
+    @property
+    @abstractmethod
+    def network(self) -> Trained:
+        """``model``, as what it is."""
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Two groups of parameters, backbone and head, that follow one schedule at their own rates."""
+        heads = [parameter for parameter in self.network.head_parameters() if parameter.requires_grad]
+        return configure(self, self.network.backbone_parameters(), heads, self.optimization)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another network with one clear message."""
+        refuse_other_network(checkpoint, self.hparams, self.network_settings)
+
+
+def _remember_weights(module: nn.Module, incompatible: object) -> None:
+    assert isinstance(module, NetworkModule)
+    module._weights_are_chosen = True
