@@ -8,8 +8,11 @@ import re
 import shlex
 import tokenize
 from pathlib import Path
+from typing import Any
 
 import pytest
+import pytorch_lightning as pl
+import torch
 
 import bestie_pl
 from bestie_pl.cli import main
@@ -81,6 +84,29 @@ def test_printed_commands_are_understood(page: str, monkeypatch: pytest.MonkeyPa
             with pytest.raises(SystemExit) as stop:
                 main.main([verb, *arguments, "--print_config"])
             assert stop.value.code in (0, None), (verb, *arguments)
+
+
+def test_a_data_module_of_ones_own_trains() -> None:
+    """The one that docs/use.md shows."""
+    (code,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/use.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    sample = {
+        "image": torch.rand(3, 64, 64),
+        "tags": torch.tensor([False, True]),
+        "semantic": (((y - 32) ** 2 + (x - 24) ** 2) < 200).byte() * 2,
+        "points": [(32.0, 24.0, 1)],
+    }
+    data = names["MyData"]([{**sample, "name": str(number)} for number in range(3)])
+    module = bestie_pl.BestieModule(
+        2, backbone="tf_efficientnet_lite0", decoder="pyramid", backbone_weights=None, supervision="points"
+    )
+    trainer = pl.Trainer(
+        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    trainer.fit(module, data)
+    assert trainer.callback_metrics["train/center_pseudo"] > 0
 
 
 NUMBER = r"[1-9]\d?\.\d{1,2}"
