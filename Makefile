@@ -1,6 +1,6 @@
 # `make` lists what there is. It needs nothing but Python >= 3.11; what a target uses is installed into .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint demo bench clean
+.PHONY: help setup test lint demo bench docs clean
 .SUFFIXES:
 
 bin := .venv/bin
@@ -13,6 +13,7 @@ help:
 	@echo "make lint   style and types only"
 	@echo "make demo   train and evaluate on generated pictures, on the CPU, without downloads"
 	@echo "make bench  measure speed and memory, on a GPU if there is one; writes benchmarks/results"
+	@echo "make docs   build the documentation site, build/site; wrong links are errors"
 	@echo "make clean  remove caches and build products; .venv, data and runs stay"
 
 setup: $(ready)
@@ -38,6 +39,10 @@ demo: $(ready)
 bench: $(ready)
 	$(bin)/python -m benchmarks
 
+docs: $(ready)
+	$(bin)/python -m tools.site
+	$(bin)/zensical build --strict
+
 clean:
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf build dist .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
 	find src tests tools experiments benchmarks -name __pycache__ -prune -exec rm -rf {} +

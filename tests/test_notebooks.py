@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom and are stored without outputs."""
+"""The notebooks run from top to bottom, with fewer images and steps, and are stored without outputs."""
 
 from __future__ import annotations
 
@@ -8,29 +8,26 @@ from typing import Any
 
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
+REPOSITORY = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+SHAPES = "32"
+PHOTOGRAPHS = "8"
+"""How many images, of scenes of 128 px and of larger ones."""
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_every_cell_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_cell_runs(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    real = any("BESTIE_DATA" in line for cell in cells for line in cell["source"])
+    if real:
+        monkeypatch.setenv("BESTIE_DATA", str(request.getfixturevalue("real_data")))
+    monkeypatch.setenv("BESTIE_NOTEBOOK_IMAGES", PHOTOGRAPHS if real else SHAPES)
     monkeypatch.setenv("BESTIE_NOTEBOOK_STEPS", "2")
-    monkeypatch.setenv("BESTIE_NOTEBOOK_DATA", str(tmp_path / "shapes"))
-    _small_data(monkeypatch)
+    monkeypatch.setenv("BESTIE_NOTEBOOK_FOLDER", str(tmp_path))
+    monkeypatch.chdir(REPOSITORY / "notebooks")
     names: dict[str, Any] = {}
-    for cell in json.loads(path.read_text())["cells"]:
-        if cell["cell_type"] == "code":
-            exec("".join(cell["source"]), names)
-            assert cell["outputs"] == [] and cell["execution_count"] is None
-
-
-def _small_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forty scenes instead of 1,300."""
-    from bestie_pl.data.shapes import ShapesDataModule
-
-    generate = ShapesDataModule.prepare_data
-
-    def prepare_few(self: ShapesDataModule) -> None:
-        self.generator |= {"train": 32, "val": 4, "test": 4}
-        generate(self)
-
-    monkeypatch.setattr(ShapesDataModule, "prepare_data", prepare_few)
+    for cell in cells:
+        exec("".join(cell["source"]), names)
+        assert cell["outputs"] == [] and cell["execution_count"] is None

@@ -1,6 +1,8 @@
 """Weakly-supervised instance segmentation from image tags or one point per object.
 
 The public names below are imported when they are first used, so ``import bestie_pl`` costs milliseconds and no torch.
+Docstrings cite the paper by section and equation, and the authors' release by the rules of docs/release-rules.md:
+"release 4.7" is rule 4.7 there.
 
 >>> import bestie_pl
 >>> bestie_pl.Geometry(sigma=3.0).sigma

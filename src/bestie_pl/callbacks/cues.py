@@ -39,7 +39,7 @@ SETTINGS = (
 class CueWriter(ResumableWriter):
     """Write each image's cues to ``<output_dir>/<image name>.txt``: lines ``x y class conf``, classes ascending.
 
-    That is the release's format (12.8), which ``supervision: tags`` reads. Files appear complete or not at all; a run
+    That is the form of release 12.8, which ``supervision: tags`` reads. Files appear complete or not at all; a run
     that was interrupted goes on with the images that are missing. In a distributed run every process writes its own
     images. Does nothing but for a ``PeakAttentionModule``.
 

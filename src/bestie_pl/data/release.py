@@ -1,7 +1,7 @@
 """The release's augmentation, step by step (``recipe: release``). Runs in the workers, on 8-bit images.
 
 Every function takes its random draws as arguments, so that recorded ones reproduce the release; ``draw_*`` draw them.
-Source: release-behaviour 2.1 to 2.7.
+Source: release 2.1 to 2.7 (docs/release-rules.md).
 """
 
 from __future__ import annotations

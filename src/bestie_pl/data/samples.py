@@ -31,11 +31,11 @@ STRIDE = 32
 """Evaluated images are a multiple of this, the largest stride of the networks."""
 
 CLASSIFIER_RESIZE = 384 / 321
-"""Side of the squares from which the release's classifier cuts its crops, relative to the crop (12.4)."""
+"""Side of the squares from which the release's classifier cuts its crops, relative to the crop (release 12.4)."""
 CLASSIFIER_JITTER = 0.3
-"""By how much brightness, contrast and saturation vary for the release's classifier (12.4)."""
+"""By how much brightness, contrast and saturation vary for its classifier (release 12.4)."""
 CLASSIFIER_HUE = 0.1
-"""The same of the hue, in turns (12.4)."""
+"""The same of the hue, in turns (release 12.4)."""
 
 
 class PointReader(Protocol):
@@ -206,8 +206,8 @@ class EvaluationSamples(Dataset[Sample]):
         split: What to read.
         num_classes: Classes without background.
         image_scale: Factor by which images are enlarged; references stay at the size of the file.
-        fit_stride: Resize each image to the next multiple of 32, as the release does (1.9).
-        square: Resize each image to a square of this side, as the release's classifier does (12.5).
+        fit_stride: Resize each image to the next multiple of 32, as in release 1.9.
+        square: Resize each image to a square of this side, as in release 12.5.
     """
 
     split: Split
@@ -274,7 +274,7 @@ def resize_sample(sample: Sample, size: tuple[int, int]) -> Sample:
 
 
 def augment_as_release(sample: Sample, crop_size: int, random: np.random.Generator) -> Sample:
-    """The release's whole augmentation of one sample (2.1 to 2.7, without normalisation)."""
+    """The release's whole augmentation of one sample (release 2.1 to 2.7, without normalisation)."""
     size = (sample.image.shape[1], sample.image.shape[2])
     image = release.distort_colors(sample.image.permute(1, 2, 0).numpy(), release.draw_colors(random))
     draws = release.draw_geometry(size, crop_size, random)
@@ -288,7 +288,7 @@ def augment_as_release(sample: Sample, crop_size: int, random: np.random.Generat
 
 
 def augment_for_classifier(sample: Sample, crop_size: int, random: np.random.Generator) -> Sample:
-    """What the release's classifier does with a training image (12.4): square, mirror, colours, crop.
+    """What the release's classifier does with a training image (release 12.4): square, mirror, colours, crop.
 
     The sample has an image and tags, and nothing that would have to move with the image.
     """

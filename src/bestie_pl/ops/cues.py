@@ -39,7 +39,7 @@ def peak_attention(features: Tensor, alpha: float) -> Tensor:
         features: (B, C, H, W).
         alpha: In [0, 1]; 0 only rectifies.
 
-    Source: paper section 3.4 ("peak attention module"); with equality, as the release has it (12.2).
+    Source: paper section 3.4 ("peak attention module"); with equality, as in release 12.2.
 
     >>> peak_attention(torch.tensor([[[[-1.0, 0.6, 0.7, 1.0]]]]), 0.7).tolist()
     [[[[0.0, 0.0, 0.699999988079071, 1.0]]]]

@@ -14,7 +14,7 @@ from bestie_pl.recipe import Rules
 from bestie_pl.structures import Components, Geometry, InstanceMaps
 
 CLUSTER_HEAT = 0.05
-"""A convergence point counts only if the heatmap there is above this (release: 0.05; the paper gives no number)."""
+"""A convergence point counts only if the heatmap there is above this (release 4.6: 0.05; the paper gives no number)."""
 
 WINDOW_BUDGET = 2**22
 """How many pixels of windows, or pairs of centres, are looked at together: bounds memory, changes no result."""
@@ -166,7 +166,7 @@ def find_peaks(foreground: Foreground, *, threshold: float, window: int, strict:
         foreground: The centre heatmap of the class that each pixel's component has.
         threshold: Positive.
         window: Side of the window in pixels, odd.
-        strict: As in the release (its rules 4.1 and 4.2): a peak is above the threshold, and equal maxima of a window
+        strict: As in release 4.1 and 4.2: a peak is above the threshold, and equal maxima of a window
             are peaks all of them. Otherwise a peak may equal the threshold, and only the first of equals is one, so
             that a plateau is one centre.
         sizes: Of the lists of pixels that may still be peaks.
@@ -318,7 +318,7 @@ def find_centers(
         clustering: False for peaks only.
         sizes: Of all lists on the way; the table of centres is called "centers" there.
 
-    Source: paper section 3.5; the rules that it leaves open are the release's (4.4 to 4.9).
+    Source: paper section 3.5; what it leaves open is as in release 4.4 to 4.9.
     """
     components = foreground.components
     found = find_peaks(
