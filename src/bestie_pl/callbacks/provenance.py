@@ -12,7 +12,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 import bestie_pl
 from bestie_pl.data.files import write_text

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]  # a requirement of jsonargparse
+import yaml  # a requirement of jsonargparse
 from jsonargparse import get_loader, set_loader
 
 from bestie_pl.errors import UserError

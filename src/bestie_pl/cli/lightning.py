@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
-import yaml  # type: ignore[import-untyped]
+import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # public, but not said as mypy expects it
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
