@@ -31,6 +31,7 @@ from bestie_pl.data.voc import VOCDataModule
 from bestie_pl.modules.bestie import BestieModule
 from bestie_pl.modules.imported_maps import ImportedMaps
 from bestie_pl.modules.layer_sync import SyncBatchNorm
+from bestie_pl.modules.mask_rcnn import MaskRCNNModule
 from bestie_pl.modules.peak_attention import PeakAttentionModule
 from bestie_pl.modules.semantic import SemanticModule
 
@@ -41,6 +42,7 @@ __all__ = [
     "CueWriter",
     "FolderDataModule",
     "ImportedMaps",
+    "MaskRCNNModule",
     "PeakAttentionModule",
     "PictureWriter",
     "PredictionWriter",
