@@ -110,7 +110,7 @@ class MaskRCNNModule(pl.LightningModule):
             self.model.load_backbone_weights(self.backbone_weights)
 
     def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
-        """torchvision's detections in RGB images (B, 3, H, W) in [0, 1]; see ``MaskRCNNModel``."""
+        """Torchvision's detections in RGB images (B, 3, H, W) in [0, 1]; see ``MaskRCNNModel``."""
         found: list[dict[str, Tensor]] = self.model(images)
         return found
 
@@ -148,8 +148,7 @@ class MaskRCNNModule(pl.LightningModule):
         """Scored masks of each image of the batch at its original size, best score first; they may overlap."""
         found = self.model(batch.images, batch.sizes)
         return tuple(
-            to_instances(detections, original)
-            for detections, original in zip(found, batch.original_sizes, strict=True)
+            to_instances(detections, original) for detections, original in zip(found, batch.original_sizes, strict=True)
         )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
