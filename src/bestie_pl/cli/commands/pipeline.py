@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -24,6 +24,8 @@ PACKAGE = Path(__file__).resolve().parents[2]
 TRAINED = ("fit", "validate", "test", "predict")
 """Commands that leave what they write in ``trainer.default_root_dir``: the stage's folder."""
 FIELDS = {"commands", "inputs", "outputs", "verdict"}
+PATIENCE = 20
+"""Seconds in which what a killed pipeline left must have ended: workers look every five whether they are needed."""
 FORM = "see configs/shapes/pipeline.yaml for the form"
 
 
@@ -178,10 +180,7 @@ def _run(stage: Stage) -> dict[str, Any]:
     stage.folder.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     with stage.beside(".log").open("a", encoding="utf-8") as log:
-        try:  # a command holds the lock as long as it lives, also if the pipeline that started it is gone
-            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"stage {stage.name} is being run: a process writes {log.name}; end it, or wait") from None
+        _lock(log)
         log.truncate(0)
         stage.beside(".done.json").unlink(missing_ok=True)
         if stage.folder.exists():  # what an interrupted run left could be taken for this one's
@@ -195,6 +194,16 @@ def _run(stage: Stage) -> dict[str, Any]:
     if absent := [path for path in stage.outputs if not path.exists()]:
         raise ValueError(f"stage {stage.name} did not make {absent[0]}; correct its `outputs` or its commands")
     return {"seconds": round(time.monotonic() - start, 1), "verdict": _verdict(stage)}
+
+
+def _lock(log: TextIO) -> None:
+    """Lock a stage's log, which its commands and their workers hold as long as they live, whoever started them."""
+    for _ in range(PATIENCE):
+        try:
+            return fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(1)
+    raise ValueError(f"the stage is being run: a process writes {log.name}; end it, or wait")
 
 
 def _verdict(stage: Stage) -> dict[str, float]:
