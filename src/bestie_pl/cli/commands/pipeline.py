@@ -6,6 +6,7 @@ import argparse
 import fcntl
 import hashlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-import yaml
+import yaml  # type: ignore[import-untyped]  # which Lightning needs too
 
 PACKAGE = Path(__file__).resolve().parents[2]
 TRAINED = ("fit", "validate", "test", "predict")
@@ -171,7 +172,7 @@ def _key(stage: Stage, code: str) -> str:
     """Digest of all that a stage rests on."""
     words = [part for command in stage.commands for word in command for part in (word, word.partition("=")[2])]
     settings = sorted({word for word in words if word.endswith((".yaml", ".yml"))})
-    contents = [f"{path}\0{digest(Path(path))}" for path in (*settings, *stage.inputs)]
+    contents = [f"{path}\0{digest(path)}" for path in (*map(Path, settings), *stage.inputs)]
     return _hash([code, *map("\0".join, stage.commands), *contents])
 
 
@@ -188,12 +189,22 @@ def _run(stage: Stage) -> dict[str, Any]:
         stage.folder.mkdir()
         for words in stage.commands:
             print(f"$ bestie-pl {shlex.join(words)}", file=log, flush=True)
-            done = subprocess.run([sys.executable, "-m", "bestie_pl", *words], stdout=log, stderr=subprocess.STDOUT)
-            if done.returncode:
+            if run_command(words, log):
                 raise ValueError(f"stage {stage.name}: `bestie-pl {words[0]}` failed; {log.name} says why")
     if absent := [path for path in stage.outputs if not path.exists()]:
         raise ValueError(f"stage {stage.name} did not make {absent[0]}; correct its `outputs` or its commands")
     return {"seconds": round(time.monotonic() - start, 1), "verdict": _verdict(stage)}
+
+
+def run_command(words: Sequence[str], log: TextIO) -> int:
+    """Exit status of a ``bestie-pl`` command; if this process is interrupted, it ends with all that it started."""
+    line = [sys.executable, "-m", "bestie_pl", *words]
+    with subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, start_new_session=True) as process:
+        try:
+            return process.wait()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
 
 
 def _lock(log: TextIO) -> None:
