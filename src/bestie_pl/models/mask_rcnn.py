@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torchvision import extension
 from torchvision.models import ResNet50_Weights, get_model, list_models
 from torchvision.models import detection as architectures
-from torchvision.models.detection import roi_heads as heads_module
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
@@ -59,7 +58,7 @@ def complete_torchvision() -> None:
     error there, and its RoIAlign takes about a minute a training step.
     """
     if not extension._has_ops():
-        boxes.nms, poolers.roi_align, heads_module.roi_align = nms, roi_align, roi_align
+        boxes.nms, poolers.roi_align = nms, roi_align
 
 
 class MaskRCNNModel(nn.Module):
