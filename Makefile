@@ -33,6 +33,7 @@ lint: $(ready)
 
 # DEMO=--record also keeps its summary and pictures under results
 demo: $(ready)
+	$(bin)/bestie-pl pipeline --config configs/shapes/pipeline.yaml --folder runs/demo --stages tags_refined full_refined
 	$(bin)/python -m tools.demo $(DEMO)
 
 # On a CPU wall-clock figures mean something only while nothing else runs.

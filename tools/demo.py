@@ -1,8 +1,7 @@
-"""``make demo``: learn instance masks from image tags alone, and compare with full supervision.
+"""What ``make demo`` shows: instance masks learnt from image tags alone, beside full supervision.
 
-Generates a data set of shapes and goes the whole way on it: classifier, cues and semantic maps, semantic round,
-instance masks. Trains the same network on the true instances for as many steps in all, tests both, and leaves
-everything in ``runs/demo``.
+The stages of configs/shapes/pipeline.yaml have been run: classifier, cues and semantic maps, semantic round, instance
+masks; and the same network on the true instances for as many steps in all. This makes their table.
 """
 
 from __future__ import annotations
@@ -10,70 +9,53 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from bestie_pl.data.files import write_json
-from experiments.runs import ROOT, command, fit_and_test
+from experiments.runs import ROOT
 
 SCORES = ("map25", "map50", "map70", "map75", "miou")
-STEPS = {"classifier": 300, "semantic": 250, "tags": 300}
-"""A quarter less than the configurations' in two of them: slower machines too shall be done in 20 minutes. Full
-supervision gets the sum of the two that train its network."""
-SCENES = ("--data.init_args.clutter=0.25", "--data.init_args.generator_seed=1")
-"""Those of configs/shapes/tags.yaml, which configs/shapes/full.yaml does not ask for by itself."""
+TRAINED = ("classifier", "semantic", "tags", "full")
+TESTED = ("tags_refined", "full_refined")
+COMMAND = (
+    "bestie-pl pipeline --config configs/shapes/pipeline.yaml --folder runs/demo --stages tags_refined full_refined"
+)
 
 
 def main() -> None:
-    """Run the demo and print its table."""
+    """Print the table, and leave it and the pictures in the folder of the stages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=None, help="training steps of each stage, for a quick look")
-    parser.add_argument("--folder", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--folder", type=Path, default=Path("runs/demo"), help="where the pipeline left its stages")
     parser.add_argument("--record", action="store_true", help="also keep summary and pictures in results/shapes")
     arguments = parser.parse_args()
     folder: Path = ROOT / arguments.folder
-    if folder.exists():
-        shutil.rmtree(folder)
-    steps = {stage: arguments.steps or number for stage, number in STEPS.items()}
-    data = [f"--data.init_args.root={arguments.folder / 'shapes'}", *SCENES]
-    pictures = ["--trainer.callbacks+=PictureWriter", "--trainer.callbacks.count=4"]
+    if missing := [stage for stage in (*TRAINED, *TESTED) if not (folder / f"{stage}.done.json").is_file()]:
+        raise SystemExit(f"the stage {missing[0]} in {folder} is not done; `make demo` runs it, or: {COMMAND}")
+    seconds = sum(_read(folder / f"{stage}.done.json")["seconds"] for stage in (*TRAINED, *TESTED))
+    steps = {stage: steps_of(folder / stage) for stage in TRAINED}
+    results = {stage: _read(folder / stage / "scores_test.json") for stage in ("tags", "full", *TESTED)}
 
-    start = time.monotonic()
-    for stage in ("classifier", "semantic"):
-        given = ["--config", f"configs/shapes/{stage}.yaml", *data, f"--trainer.default_root_dir={folder / stage}"]
-        command("fit", *given, f"--trainer.max_steps={steps[stage]}")
-        command("predict", *given, "--ckpt_path=last")
-    start_from = f"--model.init_args.init_from={folder / 'semantic/checkpoints/last.ckpt'}"
-    both = {"tags": steps["tags"], "full": steps["semantic"] + steps["tags"]}
-    results: dict[str, dict[str, Any]] = {}
-    for kind, number in both.items():
-        config = f"configs/shapes/{kind}.yaml"
-        extra = [*data, *([start_from] if kind == "tags" else [])]
-        fit = [*extra, *pictures, f"--trainer.max_steps={number}"]
-        results[kind] = fit_and_test(config, folder / kind, fit)
-        checkpoint = folder / kind / "checkpoints/last.ckpt"
-        refined = [*extra, "--model.init_args.inference.refine=pamr"]
-        results[f"{kind}_refined"] = fit_and_test(config, folder / f"{kind}_refined", refined, checkpoint=checkpoint)
-    seconds = round(time.monotonic() - start, 1)
-
-    reference: dict[str, Any] = scores_of(results["full"]) | {"refined_at_test": scores_of(results["full_refined"])}
-    summary: dict[str, Any] = {"supervision": "tags", "seconds": seconds, "steps": steps}
+    reference = scores_of(results["full"]) | {"refined_at_test": scores_of(results["full_refined"])}
+    summary: dict[str, Any] = {"supervision": "tags", "seconds": seconds}
+    summary["steps"] = {stage: steps[stage] for stage in ("classifier", "semantic", "tags")}
     summary |= scores_of(results["tags"]) | {"refined_at_test": scores_of(results["tags_refined"])}
-    summary["full_supervision"] = {"steps": both["full"]} | reference
-    summary["cues"] = json.loads((folder / "classifier/cue_report.json").read_text())["thresholds"]
+    summary["full_supervision"] = {"steps": steps["full"]} | reference
+    summary["cues"] = _read(folder / "classifier/cue_report.json")["thresholds"]
     summary["semantic_maps"] = {
-        stage: json.loads((folder / stage / "semantic_maps.json").read_text())["miou"]
-        for stage in ("classifier", "semantic")
+        stage: _read(folder / stage / "semantic_maps.json")["miou"] for stage in ("classifier", "semantic")
     }
     summary["environment"] = results["tags"]["environment"]
-    for kind in both:
+    for kind in ("tags", "full"):
         for name in ("training", "test"):
             shutil.copy(folder / kind / "pictures" / f"{name}.png", folder / f"{kind}_{name}.png")
     write_json(folder / "summary.json", summary)
 
     if arguments.record:
-        write_json(ROOT / "results/shapes/demo.json", summary | {"command": "python -m tools.demo --record"})
+        command = f"{COMMAND}; python -m tools.demo --record"
+        write_json(ROOT / "results/shapes/demo.json", summary | {"command": command})
         for name in ("tags_training", "tags_test"):
             shutil.copy(folder / f"{name}.png", ROOT / f"results/shapes/{name}.png")
 
@@ -88,6 +70,12 @@ def main() -> None:
     print(f"{seconds:.0f} s; scores in {arguments.folder}/summary.json, pictures in {arguments.folder}/*.png")
 
 
+def steps_of(run: Path) -> int:
+    """Optimiser steps of a training, as its configuration says."""
+    steps: int = yaml.safe_load((run / "logs/version_0/config.yaml").read_text())["trainer"]["max_steps"]
+    return steps
+
+
 def scores_of(result: dict[str, Any]) -> dict[str, float]:
     """The scores of the summary, whatever their notes."""
     return {
@@ -96,6 +84,11 @@ def scores_of(result: dict[str, Any]) -> dict[str, float]:
         for name in SCORES
         if key.split("/", 1)[1] == name
     }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
 
 
 if __name__ == "__main__":

@@ -28,9 +28,11 @@ if TYPE_CHECKING:  # the same names as in _HOME, for type checkers and editors
     from bestie_pl.metrics.semantic import SemanticIoU as SemanticIoU
     from bestie_pl.metrics.voc import VOCInstanceAP as VOCInstanceAP
     from bestie_pl.models.bestie import BestieModel as BestieModel
+    from bestie_pl.models.mask_rcnn import MaskRCNNModel as MaskRCNNModel
     from bestie_pl.models.peak_attention import PeakAttentionModel as PeakAttentionModel
     from bestie_pl.modules.bestie import BestieModule as BestieModule
     from bestie_pl.modules.imported_maps import ImportedMaps as ImportedMaps
+    from bestie_pl.modules.mask_rcnn import MaskRCNNModule as MaskRCNNModule
     from bestie_pl.modules.peak_attention import PeakAttentionModule as PeakAttentionModule
     from bestie_pl.modules.semantic import SemanticModule as SemanticModule
     from bestie_pl.structures import Batch as Batch
@@ -59,6 +61,8 @@ _HOME = {
     "Instances": "structures",
     "LabelQuality": "metrics.labels",
     "LabeledInstances": "structures",
+    "MaskRCNNModel": "models.mask_rcnn",
+    "MaskRCNNModule": "modules.mask_rcnn",
     "PeakAttentionModel": "models.peak_attention",
     "PeakAttentionModule": "modules.peak_attention",
     "SemanticIoU": "metrics.semantic",

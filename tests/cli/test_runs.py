@@ -34,6 +34,19 @@ SMALL = [
 ]
 
 
+def trainings(data_set: str) -> list[str]:
+    """The configurations of a data set, without the pipelines of them."""
+    paths = (path for path in CONFIGS.glob(f"{data_set}/*.yaml") if path.name != "pipeline.yaml")
+    return sorted(str(path.relative_to(REPOSITORY)) for path in paths)
+
+
+def second_stage(config: str) -> list[str]:
+    """Of a second stage: the data set's own labels, for those that another command writes, and small images."""
+    if "labels_from" not in (REPOSITORY / config).read_text():
+        return []
+    return ["--data.init_args.labels_from=null", "--model.init_args.settings={min_size: 64, max_size: 64}"]
+
+
 def bestie(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
     """Run the console script."""
     script = Path(sys.executable).with_name("bestie-pl")
@@ -149,16 +162,17 @@ def test_with_weights_and_biases_too(shapes_folder: Path, tmp_path: Path, monkey
     assert known["data"]["init_args"]["batch_size"] == 2 and known["seed_everything"] == 3407
 
 
-@pytest.mark.parametrize("config", sorted(str(path.relative_to(REPOSITORY)) for path in CONFIGS.glob("shapes/*.yaml")))
+@pytest.mark.parametrize("config", trainings("shapes"))
 def test_every_shapes_configuration_runs(config: str, shapes_folder: Path, tmp_path: Path) -> None:
     # maps and cues that another command has to make before, from those that come with the scenes
     made = ["--data.init_args.semantic_dir=WSSS_maps", "--data.init_args.cues_dir=Center_points"]
     if "init_from" in (REPOSITORY / config).read_text():
         made.append("--model.init_args.init_from=null")
+    made += second_stage(config)
     run("fit", "--config", config, *shapes_arguments(tmp_path, shapes_folder), *made, "--trainer.fast_dev_run=true")
 
 
-@pytest.mark.parametrize("config", sorted(str(path.relative_to(REPOSITORY)) for path in CONFIGS.glob("voc/*.yaml")))
+@pytest.mark.parametrize("config", trainings("voc"))
 def test_every_voc_configuration_runs_on_generated_data(config: str, shapes_folder: Path, tmp_path: Path) -> None:
     """The paper's settings with a small network, on generated scenes under the names of VOC's splits and folders."""
     root = tmp_path / "VOC2012"
@@ -166,10 +180,11 @@ def test_every_voc_configuration_runs_on_generated_data(config: str, shapes_fold
     (root / "train_cls.txt").rename(root / "train_aug_cls.txt")
     shutil.copytree(root / "Center_points", root / "Peak_points")
     arguments = [*SMALL, "--model.init_args.backbone=hrnet_w18_small", f"--trainer.default_root_dir={tmp_path}"]
+    arguments += ["--data.init_args.image_scale=1", *second_stage(config)]
     run("fit", "--config", config, *arguments, f"--data.init_args.root={root}", "--trainer.fast_dev_run=true")
 
 
-@pytest.mark.parametrize("config", sorted(str(path.relative_to(REPOSITORY)) for path in CONFIGS.glob("coco/*.yaml")))
+@pytest.mark.parametrize("config", trainings("coco"))
 def test_every_coco_configuration_runs_on_real_photographs(config: str, real_data: Path, tmp_path: Path) -> None:
     root = real_data / "coco_tiny"
     points = tmp_path / "points"
@@ -179,7 +194,12 @@ def test_every_coco_configuration_runs_on_real_photographs(config: str, real_dat
         *(f"--data.init_args.root={root}", f"--data.init_args.points_dir={points}"),
         *("--data.init_args.train_annotations=instances_train.json", "--data.init_args.train_images=images"),
         *("--data.init_args.val_annotations=instances_val.json", "--data.init_args.val_images=images"),
-        "--data.init_args.semantic_source=ground_truth",
+        *(
+            []
+            if "semantic_source" in (REPOSITORY / config).read_text()
+            else ["--data.init_args.semantic_source=ground_truth"]
+        ),
+        *second_stage(config),
         *(f"--trainer.default_root_dir={tmp_path}", "--trainer.fast_dev_run=true"),
     )
 
@@ -198,10 +218,10 @@ def write_points(annotations: Path, folder: Path) -> None:
         (folder / f"{Path(image['file_name']).stem}.txt").write_text("\n".join(lines) + "\n")
 
 
-@pytest.mark.parametrize("config", sorted(str(path.relative_to(REPOSITORY)) for path in CONFIGS.glob("nuclei/*.yaml")))
+@pytest.mark.parametrize("config", trainings("nuclei"))
 def test_every_nuclei_configuration_runs(config: str, real_data: Path, tmp_path: Path) -> None:
     run(
-        *("fit", "--config", config, *SMALL, f"--data.init_args.root={real_data / 'nuclei'}"),
+        *("fit", "--config", config, *SMALL, f"--data.init_args.root={real_data / 'nuclei'}", *second_stage(config)),
         *(f"--trainer.default_root_dir={tmp_path}", "--trainer.fast_dev_run=true"),
     )
 

@@ -41,6 +41,7 @@ from bestie_pl.data.voc import VOCDataModule
 from bestie_pl.modules.bestie import BestieModule
 from bestie_pl.modules.imported_maps import ImportedMaps
 from bestie_pl.modules.layer_sync import SyncBatchNorm
+from bestie_pl.modules.mask_rcnn import MaskRCNNModule
 from bestie_pl.modules.peak_attention import PeakAttentionModule
 from bestie_pl.modules.run_folders import CHECKPOINTS, LAST, LOGS, claim_run, find_checkpoint, run_number, sweep
 from bestie_pl.modules.semantic import SemanticModule
@@ -54,6 +55,7 @@ __all__ = [
     "FolderDataModule",
     "ImportedMaps",
     "NewestState",
+    "MaskRCNNModule",
     "PeakAttentionModule",
     "PictureWriter",
     "PredictionWriter",

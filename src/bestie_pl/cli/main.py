@@ -21,6 +21,8 @@ COMMANDS: dict[str, str] = {
     "data": "check a data set: `bestie-pl data check --config CONFIG`",
     "convert": "turn a checkpoint of the authors' release into one of this package",
     "points": "turn what annotation programs write into points",
+    "labels": "choose from a training set's predictions what a second stage learns",
+    "pipeline": "run all stages of a way from tags or points to masks, and only those that are not done",
     "export": "join predictions into COCO's results.json, as its test servers take it",
     "sheet": "draw activation maps and cues of classifiers side by side",
 }

@@ -141,7 +141,8 @@ def _warp_instances(
 ) -> LabeledInstances | None:
     if instances is None:
         return None
-    return instances_from_map(_warp_numbers(instances.ids, matrix, crop), instances.image, instances.classes)
+    moved = instances_from_map(_warp_numbers(instances.ids, matrix, crop), instances.image, instances.classes)
+    return replace(moved, weight=moved.weight * instances.weight)
 
 
 def _warp_numbers(numbers: Tensor, matrix: Tensor, crop: tuple[int, int]) -> Tensor:

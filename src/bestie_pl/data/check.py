@@ -24,7 +24,6 @@ from bestie_pl.data.files import as_it_looks, below
 from bestie_pl.data.formats.cues import cue_lines, cues_of_rows, parse_cue
 from bestie_pl.data.formats.images import check_size, open_image, remarks
 from bestie_pl.data.formats.maps import SEMANTIC_MAP, check_classes, read_label_map
-from bestie_pl.data.formats.predictions import read_predictions
 from bestie_pl.data.samples import EvaluationSamples, Split, TrainingSamples
 from bestie_pl.ops.components import label_components, tagged_classes
 from bestie_pl.ops.transfer import component_of
@@ -119,7 +118,7 @@ class CheckedImages(Dataset[ImageFacts]):
                 semantic = truth.semantic if split.semantic_dir is None else semantic
         cues = self._read_cues(facts, index)
         if isinstance(self.samples, TrainingSamples):
-            self._read_predictions(facts, self.samples)
+            self._read_labels(facts, index, self.samples)
             if semantic is not None:
                 self._compare_tags(facts, semantic)
                 if cues is not None:
@@ -242,10 +241,10 @@ class CheckedImages(Dataset[ImageFacts]):
                 "improve the semantic map",
             )
 
-    def _read_predictions(self, facts: ImageFacts, samples: TrainingSamples) -> None:
-        if samples.labels_from is not None and facts.size is not None:
+    def _read_labels(self, facts: ImageFacts, index: int, samples: TrainingSamples) -> None:
+        if samples.labels is not None and facts.size is not None:
             with facts.reading("unreadable predicted instances"):
-                read_predictions(samples.labels_from, facts.name, facts.size, self.class_names)
+                samples.labels(index, facts.size, torch.ones(len(self.class_names), dtype=torch.bool))
 
     def _named(self, numbers: Iterable[int]) -> str:
         return ", ".join(self.class_names[number] for number in sorted(numbers))

@@ -20,7 +20,7 @@ from bestie_pl.data.files import Packed, check_unique, is_hidden, require_folder
 from bestie_pl.data.formats.classes import alike, check_class_names
 from bestie_pl.data.formats.images import IMAGE_SUFFIXES, ImageFiles
 from bestie_pl.data.formats.points import image_name
-from bestie_pl.data.formats.predictions import LABEL_THRESHOLD, REMEDY
+from bestie_pl.data.formats.predictions import LABEL_THRESHOLD
 from bestie_pl.data.resuming import position, settle
 from bestie_pl.data.samplers import (
     EvaluationBatches,
@@ -65,10 +65,12 @@ class InstanceDataModule(pl.LightningDataModule):
         object_scale: Size of the objects relative to VOC's (50 to 400 px), after ``image_scale``.
         min_area: Components with fewer pixels get no label, at ``object_scale: 1``.
         cue_threshold: Training uses only cues that are surer than this.
-        labels_from: Folder of an earlier model's predictions for the training images, ``RUN/predictions``, to start the
-            labels from (iterative training, paper table 5). Of tagged classes, and with ``supervision: points`` those
-            that hold exactly one point of their class. With ``tags`` no cues are read then.
+        labels_from: An earlier model's predictions for the training images, to start the labels from (iterative
+            training, paper table 5, and the second stage): their folder, ``RUN/predictions``, or the file that
+            ``bestie-pl labels`` made of it. Of tagged classes, and with ``supervision: points`` those that hold exactly
+            one point of their class. With ``tags`` no cues are read then.
         label_threshold: Least score of such a prediction. The default is the least centre score of a refined label.
+        label_weights: Such a prediction's score is how much it counts in the losses; all count alike otherwise.
         label_quality: Also read the true instances of training images, to measure the labels, and of predicted images,
             to measure cues. No loss uses them. Training images without (most of VOC's) are left out of the measure.
         repeat_threshold: Images of classes that less than this share of the training images have are shown more often
@@ -97,6 +99,7 @@ class InstanceDataModule(pl.LightningDataModule):
         cue_threshold: float = 0.7,
         labels_from: str | None = None,
         label_threshold: float = LABEL_THRESHOLD,
+        label_weights: bool = False,
         label_quality: bool = False,
         repeat_threshold: float = 0.0,
         batch_size: int = 8,
@@ -126,6 +129,11 @@ class InstanceDataModule(pl.LightningDataModule):
                 "labels_from gives labels for training on semantic maps with supervision tags or points; leave it out "
                 f"with supervision {supervision} and semantic_source {semantic_source}"
             )
+        if label_weights and (labels_from is None or supervision == "points"):
+            raise ValueError(
+                "label_weights are the scores of labels_from, and points leave none of them; give labels_from with "
+                "supervision tags, or leave label_weights out"
+            )
         self.root = Path(root)
         self.class_names = check_class_names(class_names)
         for group in alike(self.class_names):
@@ -137,7 +145,7 @@ class InstanceDataModule(pl.LightningDataModule):
         self.geometry = Geometry(min_area=min_area).scaled(object_scale)
         self.cue_threshold, self.label_quality = cue_threshold, label_quality
         self.labels_from = None if labels_from is None else Path(labels_from)
-        self.label_threshold = label_threshold
+        self.label_threshold, self.label_weights = label_threshold, label_weights
         self.repeat_threshold = repeat_threshold
         self.batch_size, self.num_workers = batch_size, num_workers
         self._given_batch_size = batch_size
@@ -321,8 +329,18 @@ class InstanceDataModule(pl.LightningDataModule):
             split = replace(split, semantic_dir=None, cues_dir=None, truth=None)
         elif self.semantic_source == "folder" or split.semantic_dir is not None:
             _require(split.semantic_dir, "semantic maps", "NAME.png", "semantic_dir")
+        labels = None
         if self.labels_from is not None:
-            require_folder(self.labels_from, f"predicted instances NAME.json of the training images; {REMEDY}")
+            # its reader of annotation files is COCODataModule's, which is one of these
+            from bestie_pl.data.labels import open_labels
+
+            labels = open_labels(
+                self.labels_from,
+                split.names,
+                self.class_names,
+                least_score=self.label_threshold,
+                weighted=self.label_weights,
+            )
         if self.reads_cues and (split.points is None or split.cues_dir is not None):
             what = "points" if self.supervision == "points" and split.points is None else "cues"
             _require(split.cues_dir, what, "NAME.txt of lines `x y class conf`", "cues_dir or points_dir")
@@ -332,8 +350,7 @@ class InstanceDataModule(pl.LightningDataModule):
             read_cues=self.reads_cues,
             read_instances=self.reads_true_instances,
             truth_optional=not self.leak_notes,
-            labels_from=self.labels_from,
-            label_threshold=self.label_threshold,
+            labels=labels,
             cue_threshold=self.cue_threshold,
             image_scale=self.image_scale,
             release_crop=self.crop_size if self.recipe == "release" else None,

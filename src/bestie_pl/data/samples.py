@@ -22,7 +22,6 @@ from bestie_pl.data.files import Packed, as_it_looks, below
 from bestie_pl.data.formats.cues import read_cues
 from bestie_pl.data.formats.images import open_image
 from bestie_pl.data.formats.maps import read_semantic
-from bestie_pl.data.formats.predictions import LABEL_THRESHOLD, read_predictions
 from bestie_pl.data.formats.truth import TruthReader, paint_instances
 from bestie_pl.ops.transfer import instances_from_map
 from bestie_pl.structures import IGNORE, Batch, Cues, Instances, LabeledInstances
@@ -82,10 +81,21 @@ class Split:
 
 
 class IdMap(NamedTuple):
-    """Instances of one image: ``ids`` (H, W) int32, 0 or a number in 1..N, and their ``classes`` (N,) int64."""
+    """Instances of one image: ``ids`` (H, W) int32, 0 or a number in 1..N, and their ``classes`` (N,) int64.
+
+    ``weights``: (N,) float32, how much each counts as a label; 1 if omitted.
+    """
 
     ids: Tensor
     classes: Tensor
+    weights: Tensor | None = None
+
+
+class LabelReader(Protocol):
+    """Reads the labels of the ``index``-th image of a split, whose file is ``size`` (H, W) large."""
+
+    def __call__(self, index: int, size: tuple[int, int], tags: Tensor) -> IdMap:
+        """Those of the image's tagged classes; ``tags`` is (C,) bool."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +134,7 @@ class TrainingSamples(Dataset[Sample]):
         read_cues: Read points or cues; none otherwise.
         read_instances: Read the true instances.
         truth_optional: Images without ground truth are no error; nothing is known of their instances then.
-        labels_from: Folder of an earlier model's predictions, ``NAME.json``, of which tagged classes are read.
-        label_threshold: Least score of a prediction that is read.
+        labels: Reader of an earlier model's predictions, of which tagged classes are read.
         cue_threshold: Cues must be surer than this (strictly, release 1.4).
         image_scale: Factor by which images are enlarged.
         release_crop: Side of the release's crops; None leaves augmentation to the device. Images without a semantic map
@@ -138,8 +147,7 @@ class TrainingSamples(Dataset[Sample]):
     read_cues: bool = True
     read_instances: bool = False
     truth_optional: bool = False
-    labels_from: Path | None = None
-    label_threshold: float = LABEL_THRESHOLD
+    labels: LabelReader | None = None
     cue_threshold: float = 0.7
     image_scale: float = 1.0
     release_crop: int | None = None
@@ -170,11 +178,8 @@ class TrainingSamples(Dataset[Sample]):
             true_instances = IdMap(torch.zeros(size, dtype=torch.int32), torch.zeros(0, dtype=torch.int64))
         if split.semantic_dir is not None:
             semantic = read_semantic(below(split.semantic_dir, f"{name}.png"), size, num_classes)
-        if self.labels_from is not None:
-            ids, classes, _ = read_predictions(
-                self.labels_from, name, size, self.class_names, tags=tags, least_score=self.label_threshold
-            )
-            predicted = IdMap(ids, classes)
+        if self.labels is not None:
+            predicted = self.labels(index, size, tags)
         sample = Sample(
             name,
             to_tensor(image),
@@ -362,11 +367,15 @@ def _collate_instances(maps: Sequence[IdMap | None], size: tuple[int, int]) -> L
     classes = [m.classes for m in maps if m is not None]
     counts = torch.tensor([len(c) for c in classes])
     before = (counts.cumsum(0) - counts).int()[:, None, None]
-    return instances_from_map(
+    instances = instances_from_map(
         ids + before * (ids > 0),  # unique in the batch
         torch.cat([torch.zeros(1, dtype=torch.int64), torch.arange(len(maps)).repeat_interleave(counts)]),
         torch.cat([torch.tensor([-1]), *classes]),
     )
+    weights = [m.weights for m in maps if m is not None and m.weights is not None]
+    if len(weights) < len(maps):
+        return instances
+    return replace(instances, weight=instances.weight * torch.cat([torch.zeros(1), *weights]))
 
 
 def _stack(maps: Sequence[Tensor | None], size: tuple[int, int], outside: int) -> Tensor | None:

@@ -1,0 +1,51 @@
+"""Table 1 on shapes: what the experiment runs, and what it writes of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from experiments import second_stage
+
+
+def test_the_table_has_a_row_a_stage_and_the_papers_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[list[str]] = []
+
+    def pipeline(line: list[str]) -> int:
+        lines.append(line)
+        folder = Path(line[line.index("--folder") + 1])
+        content = yaml.safe_load((folder / "pipeline.yaml").read_text())
+        seed = int(content["options"][-1].removeprefix("--seed_everything="))
+        fits = [word for stage in content["stages"].values() for word in stage["commands"] if word.startswith("fit ")]
+        assert fits and all(word.endswith(" --trainer.max_steps=7") for word in fits)
+        for stage in ("tags", "tags_second"):
+            (folder / stage / "logs/version_0").mkdir(parents=True)
+            (folder / stage / "logs/version_0/config.yaml").write_text("trainer:\n  max_steps: 7\n")
+            scores = {f"test/{metric}": 0.1 * seed + (stage == "tags_second") * 0.2 for metric in second_stage.METRICS}
+            (folder / stage / "scores_test.json").write_text(json.dumps({"scores": scores}))
+            (folder / f"{stage}.done.json").write_text('{"seconds": 3}')
+        (folder / "tags_labels").mkdir()
+        (folder / "tags_labels/labels.report.json").write_text('{"labels": 9, "quality": {"precision": 0.5}}')
+        return 0
+
+    monkeypatch.setattr(second_stage, "bestie", pipeline)
+    output = tmp_path / "table1.json"
+    options = ["--seeds", "1", "2", "--rows", "tags", "tags_second", "--steps", "7"]
+    monkeypatch.setattr(sys, "argv", ["x", *options, "--runs", str(tmp_path / "runs"), "--output", str(output)])
+    second_stage.main()
+    assert [line[-2:] for line in lines] == [["tags", "tags_second"]] * 2
+    content = json.loads(output.read_text())
+    before, after = content["rows"]
+    assert before["values"] == pytest.approx([0.1, 0.2]) and after["values"] == pytest.approx([0.3, 0.4])
+    assert after["means"]["map75"] == pytest.approx(0.35) and after["paper_voc"]["map50"] == 51.0
+    assert after["by_seed"][0]["labels"] == {"number": 9, "precision": 0.5} and "labels" not in before["by_seed"][0]
+    assert "--steps 7" in content["command"] and content["environment"]["torch"]
+
+
+def test_its_rows_are_stages_of_the_pipeline() -> None:
+    stages = yaml.safe_load((second_stage.ROOT / "configs/shapes/pipeline.yaml").read_text())["stages"]
+    assert {*second_stage.ROWS, *second_stage.LABELS.values()} <= stages.keys()
