@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import rank_zero_only
 
-from bestie_pl.callbacks.drawing import Picture, draw_points, overlay, sheet, to_picture, write_picture
+from bestie_pl.drawing import Picture, draw_points, overlay, sheet, to_picture, write_picture
 from bestie_pl.modules.bestie import BestieModule
 from bestie_pl.ops.masks import paint
 from bestie_pl.structures import Batch, Instances

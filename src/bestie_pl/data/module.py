@@ -268,8 +268,8 @@ class InstanceDataModule(pl.LightningDataModule):
         return replace(batch, components=components, pseudo=pseudo, truth=truth, predicted=None)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed training needs to draw the same augmentations."""
-        return {"batches_augmented": self.batches_augmented}
+        """What a resumed training needs to draw the same augmentations, and a predictor to see images as large."""
+        return {"batches_augmented": self.batches_augmented, "image_scale": self.image_scale}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where a checkpoint was written."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bestie_pl.callbacks.drawing import CELL, Picture, draw_cues, heat, sheet, to_picture, write_picture
+from bestie_pl.drawing import CELL, Picture, draw_cues, heat, sheet, to_picture, write_picture
 from bestie_pl.cli.lightning import BestieParser, data_parser, read_data_module
 from bestie_pl.data.module import InstanceDataModule
 from bestie_pl.data.samples import STRIDE, collate
