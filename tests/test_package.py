@@ -19,8 +19,11 @@ ALLOWED = {
     "models": {"structures", "ops"},
     "metrics": {"structures", "ops"},
     "data": {"structures", "ops"},
-    "modules": {"structures", "ops", "models", "metrics", "data"},
-    "callbacks": {"structures", "ops", "models", "metrics", "data", "modules"},
+    "drawing": {"structures", "ops", "data"},
+    "prediction": {"structures", "ops", "data", "drawing"},
+    "modules": {"structures", "ops", "models", "metrics", "data", "prediction"},
+    "callbacks": {"structures", "ops", "models", "metrics", "data", "drawing", "prediction", "modules"},
+    "predictor": {"structures", "ops", "models", "data", "drawing", "prediction", "modules"},
 }
 """What each part may import besides itself. Parts that are not named (the command line) may import everything."""
 

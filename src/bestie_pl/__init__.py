@@ -31,6 +31,8 @@ if TYPE_CHECKING:  # the same names as in _HOME, for type checkers and editors
     from bestie_pl.modules.imported_maps import ImportedMaps as ImportedMaps
     from bestie_pl.modules.peak_attention import PeakAttentionModule as PeakAttentionModule
     from bestie_pl.modules.semantic import SemanticModule as SemanticModule
+    from bestie_pl.prediction.result import Result as Result
+    from bestie_pl.predictor import BestiePredictor as BestiePredictor
     from bestie_pl.structures import Batch as Batch
     from bestie_pl.structures import Cues as Cues
     from bestie_pl.structures import Geometry as Geometry
@@ -44,6 +46,7 @@ _HOME = {
     "Batch": "structures",
     "BestieModel": "models.bestie",
     "BestieModule": "modules.bestie",
+    "BestiePredictor": "predictor",
     "COCODataModule": "data.coco",
     "COCOInstanceAP": "metrics.coco",
     "CueQuality": "metrics.cues",
@@ -59,6 +62,7 @@ _HOME = {
     "LabeledInstances": "structures",
     "PeakAttentionModel": "models.peak_attention",
     "PeakAttentionModule": "modules.peak_attention",
+    "Result": "prediction.result",
     "SemanticIoU": "metrics.semantic",
     "SemanticMapWriter": "callbacks.semantic_maps",
     "SemanticModule": "modules.semantic",

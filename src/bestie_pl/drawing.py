@@ -95,7 +95,7 @@ def draw_instances(image: Picture, instances: Instances, class_names: Sequence[s
     picture[outline & inside] = colors[ids[outline & inside]]
     # a dark rim outside separates the line from a background of its colour
     picture[halo & ~inside] = picture[halo & ~inside] // 3
-    return _write_labels(picture, instances, class_names, colors, factor)
+    return _write_labels(picture, ids, instances, class_names, colors)
 
 
 def _near_another(ids: npt.NDArray[np.int64], reach: int) -> npt.NDArray[np.bool_]:
@@ -113,30 +113,36 @@ def _near_another(ids: npt.NDArray[np.int64], reach: int) -> npt.NDArray[np.bool
 
 
 def _write_labels(
-    picture: Picture, instances: Instances, class_names: Sequence[str], colors: Picture, factor: int
+    picture: Picture, ids: npt.NDArray[np.int64], instances: Instances, class_names: Sequence[str], colors: Picture
 ) -> Picture:
-    height, width = picture.shape[:2]
+    """Above the highest pixels of each instance that is seen, better ones first."""
+    height, width = ids.shape
     font = ImageFont.load_default(min(48, max(13, round(max(height, width) / 50))))
-    ascent, descent = (
-        font.getmetrics() if isinstance(font, ImageFont.FreeTypeFont) else (FONT_SIZE, 0)
-    )
+    ascent, descent = font.getmetrics() if isinstance(font, ImageFont.FreeTypeFont) else (FONT_SIZE, 0)
+    high = ascent + descent + 2
     canvas = Image.fromarray(picture)
     pen = ImageDraw.Draw(canvas)
     used = np.zeros((height, width), bool)
-    boxes = codec.toBbox(list(instances.masks)) * factor if len(instances) else []
-    for row, (x, y, w, h) in enumerate(boxes):
+    boxes = codec.toBbox(list(instances.masks)) * (width / instances.size[1]) if len(instances) else []
+    for row, (x, y, w, h) in enumerate(np.asarray(boxes, int)):
+        seen = ids[y : y + h, x : x + w] == row + 1
+        if not seen.any():
+            continue
+        highest = seen.any(1).argmax()
+        middle, top = x + np.flatnonzero(seen[highest]).mean(), y + highest
         score = f"{float(instances.scores[row]):.2f}"
         for text in (f"{class_names[int(instances.classes[row])]} {score}", score):
-            wide, high = round(font.getlength(text)) + 6, ascent + descent + 2
-            left = int(min(max(0, x), max(0, width - wide)))
-            top = int(y - high if y >= high else y)
-            if wide > 1.5 * w or high > h or used[top : top + high, left : left + wide].any():
+            wide = round(font.getlength(text)) + 6
+            left = int(min(max(0, middle - wide / 2), max(0, width - wide)))
+            upper = int(top - high if top >= high else top)
+            place = (slice(upper, upper + high), slice(left, left + wide))
+            if wide > 1.5 * w or high > h or used[place].any():
                 continue
-            used[top : top + high, left : left + wide] = True
-            color = tuple(int(value) for value in colors[row + 1])
-            light = color[0] * 0.3 + color[1] * 0.59 + color[2] * 0.11 > 110
-            pen.rectangle([left, top, left + wide - 1, top + high - 1], fill=color)
-            pen.text((left + 3, top + 1), text, fill="black" if light else "white", font=font)
+            used[place] = True
+            red, green, blue = (int(value) for value in colors[row + 1])
+            pen.rectangle([left, upper, left + wide - 1, upper + high - 1], fill=(red, green, blue))
+            light = 0.3 * red + 0.59 * green + 0.11 * blue > 110
+            pen.text((left + 3, upper + 1), text, fill="black" if light else "white", font=font)
             break
     return np.asarray(canvas)
 

@@ -20,7 +20,10 @@ COMMANDS: dict[str, str] = {
     "data": "check a data set: `bestie-pl data check --config CONFIG`",
     "convert": "turn a checkpoint of the authors' release into one of this package",
     "points": "turn what annotation programs write into points",
-    "export": "join predictions into COCO's results.json, as its test servers take it",
+    "export": "write a trained network as ONNX or as a torch program, with its weights and a model card",
+    "coco-results": "join predictions into COCO's results.json, as its test servers take it",
+    "segment": "find objects in images: a file, a folder or a pattern -> overlays, label images, tables",
+    "report": "one page about a run: scores, curves, pictures, settings",
     "sheet": "draw activation maps and cues of classifiers side by side",
 }
 """What each command without a Trainer is for; ``bestie_pl.cli.commands.NAME.main`` does it."""
@@ -32,7 +35,7 @@ HELP = "\n".join(
         "Instance segmentation learnt from image tags or one point per object.",
         "",
         "commands:",
-        *(f"  {verb:<12}{purpose}" for verb, purpose in (VERBS | COMMANDS).items()),
+        *(f"  {verb:<14}{purpose}" for verb, purpose in (VERBS | COMMANDS).items()),
         "",
         "options:",
         "  -h, --help  show this text; `bestie-pl fit --help` lists the options of a command",
@@ -103,7 +106,7 @@ def _run(args: list[str] | None) -> int:
 
 
 def _run_command(name: str, args: list[str]) -> int:
-    status: int = import_module(f"bestie_pl.cli.commands.{name}").main(args)
+    status: int = import_module(f"bestie_pl.cli.commands.{name.replace('-', '_')}").main(args)
     return status
 
 

@@ -80,7 +80,7 @@ class Mosaic:
         view.copy_(torch.where(writable & (written > 0), written, view.clamp(min=0)))
 
         joined = target[number[merged]]
-        self._scores.index_reduce_(0, joined, scores[number[merged]], "amax")
+        self._scores.scatter_reduce_(0, joined, scores[number[merged]], "amax")
         self._area -= lost
         added = torch.bincount(new[writable].long(), minlength=len(classes))
         for table, values in (("_area", added), ("_area_once", added)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,7 +29,7 @@ OVERLAY_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 MOST_LABELS = 65535
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """The instances of one image, best score first; there may be none.
 
@@ -56,6 +57,11 @@ class Result:
 
     def __len__(self) -> int:
         return len(self.instances)
+
+    def __repr__(self) -> str:
+        counts = Counter(self.class_names).most_common()
+        found = ", ".join(f"{count} {name}" for name, count in counts) or "nothing"
+        return f"Result({self.name!r}, {self.instances.size[0]} x {self.instances.size[1]}: {found})"
 
     @property
     def masks(self) -> npt.NDArray[np.bool_]:
@@ -198,11 +204,12 @@ class Result:
             import supervision
         except ImportError as error:
             raise ImportError("to_supervision needs the package supervision: pip install supervision") from error
-        boxes = self.boxes
-        masks = None
-        if len(self):
-            codes = [{"size": list(c["size"]), "counts": c["counts"].decode("ascii")} for c in self.instances.masks]
-            masks = supervision.CompactMask.from_coco_rle(codes, boxes, image_shape=self.instances.size)
+        if not len(self):
+            return supervision.Detections.empty()
+        # there the last row and column belong to a box
+        boxes = self.boxes - np.array([0, 0, 1, 1], np.float32)
+        codes = [{"size": list(c["size"]), "counts": c["counts"].decode("ascii")} for c in self.instances.masks]
+        masks = supervision.CompactMask.from_coco_rle(codes, boxes, image_shape=self.instances.size)
         return supervision.Detections(
             xyxy=boxes,
             mask=masks,

@@ -46,7 +46,7 @@ def open_source(source: Source | Sequence[Source]) -> Iterator[NamedPicture]:
         ValueError: No image, or a kind of array that is not listed above; or two files of a folder have one name.
     """
     given = list(source) if isinstance(source, (list, tuple)) else [source]
-    files = [_find_files(item) if isinstance(item, (str, os.PathLike)) else item for item in given]
+    files = [find_files(item) if isinstance(item, (str, os.PathLike)) else item for item in given]
     return _opened(files)
 
 
@@ -62,7 +62,8 @@ def _opened(items: Sequence[list[tuple[str, Path]] | Any]) -> Iterator[NamedPict
             number += 1
 
 
-def _find_files(source: str | os.PathLike[str]) -> list[tuple[str, Path]]:
+def find_files(source: str | os.PathLike[str]) -> list[tuple[str, Path]]:
+    """Names and paths of the image files that a path, a folder or a pattern means; see ``open_source``."""
     text, path = os.fspath(source), Path(source)
     if path.is_dir():
         base, paths = path, sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)

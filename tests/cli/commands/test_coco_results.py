@@ -1,4 +1,4 @@
-"""``bestie-pl export``: from the files of predict to what pycocotools and COCO's test servers take."""
+"""``bestie-pl coco-results``: from the files of predict to what pycocotools and COCO's test servers take."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from bestie_pl.metrics import COCOInstanceAP
 from bestie_pl.structures import Instances
 
 
-def export(folder: Path, annotations: Path, output: Path) -> int:
-    command = ["export", "--predictions", str(folder), "--annotations", str(annotations), "--output", str(output)]
+def join(folder: Path, annotations: Path, output: Path) -> int:
+    command = ["coco-results", "--predictions", str(folder), "--annotations", str(annotations), "--output", str(output)]
     return main(command)
 
 
@@ -86,7 +86,7 @@ def test_the_truth_itself_scores_1(coco_tiny: COCODataModule, tmp_path: Path) ->
 
     write_predictions(coco_tiny, tmp_path / "predictions", without_crowds)
     annotations = coco_tiny.root / "instances_val.json"
-    assert export(tmp_path / "predictions", annotations, tmp_path / "results.json") == 0
+    assert join(tmp_path / "predictions", annotations, tmp_path / "results.json") == 0
     results = json.loads((tmp_path / "results.json").read_text())
     truth = json.loads(annotations.read_text())
     objects = [a for a in truth["annotations"] if not a["iscrowd"]]
@@ -114,7 +114,7 @@ def test_scores_are_those_of_the_metric(coco_tiny: COCODataModule, tmp_path: Pat
 
     metric = write_predictions(coco_tiny, tmp_path / "predictions", shifted)
     annotations = coco_tiny.root / "instances_val.json"
-    assert export(tmp_path / "predictions", annotations, tmp_path / "results.json") == 0
+    assert join(tmp_path / "predictions", annotations, tmp_path / "results.json") == 0
     ours, theirs = metric.compute(), score(annotations, tmp_path / "results.json")
     assert 0.1 < theirs["ap"] < 0.9
     assert {name: float(ours[name]) for name in theirs} == pytest.approx(theirs, abs=1e-6)
@@ -175,7 +175,7 @@ def test_test_dev_from_images_to_results(test_dev: Path, tmp_path: Path) -> None
     (predictions / "000000000021.json").write_text(json.dumps(records[:1]))
     (predictions / "000000000300.json").write_text("[]")
     annotations = test_dev / "annotations" / "image_info_test-dev2017.json"
-    assert export(predictions, annotations, tmp_path / "results.json") == 0
+    assert join(predictions, annotations, tmp_path / "results.json") == 0
     results = json.loads((tmp_path / "results.json").read_text())
     assert [(r["image_id"], r["category_id"]) for r in results] == [(700001, 90), (700001, 3), (21, 90)]
     assert all(set(r) == {"image_id", "category_id", "segmentation", "score"} for r in results)
@@ -217,7 +217,7 @@ def predicted(tmp_path: Path) -> Path:
 
 def test_subfolders_and_images_without_instances(predicted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = predicted / "out" / "results.json"
-    assert export(predicted / "predictions", predicted / "all.json", output) == 0
+    assert join(predicted / "predictions", predicted / "all.json", output) == 0
     assert capsys.readouterr().out == f"{output}: 1 instances of 2 images\n"
     (result,) = json.loads(output.read_text())
     # by name, whatever number the data set that was trained on gives the class
@@ -266,7 +266,7 @@ def test_what_is_refused(
     predicted: Path, spoil: Callable[[Path], Any], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoil(predicted)
-    assert export(predicted / "predictions", predicted / "all.json", predicted / "results.json") == 2
+    assert join(predicted / "predictions", predicted / "all.json", predicted / "results.json") == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("bestie-pl: error: ") and error.count("\n") == 1
     assert not (predicted / "results.json").exists()

@@ -1,4 +1,4 @@
-"""``bestie-pl export``: the files of ``predict`` -> one ``results.json`` in COCO's format, for its test servers."""
+"""``bestie-pl coco-results``: the files of ``predict`` -> one ``results.json`` in COCO's format, for its test servers."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def collect(folder: Path, index: COCOIndex, categories: Mapping[str, int]) -> li
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="bestie-pl export",
+        prog="bestie-pl coco-results",
         description="Join the predictions of `bestie-pl predict` into one results.json for COCO's test servers and "
         "pycocotools.",
     )
