@@ -19,9 +19,10 @@ class Mosaic:
     """A label map that windows are laid into, row by row, as ``ops.tiles.windows`` gives them.
 
     An object that ends before the inner border of its window is whole, one that reaches it is cut off. Where windows
-    overlap, whole objects count and what others saw of them is dropped; two objects that are both cut off, as those
-    larger than the overlap are, become one if they have the same class and share more than half of what the two windows
-    see of them. Memory: 4 bytes a pixel of the image, and what one window needs.
+    overlap, whole objects count and what others saw of them is dropped, as is what only the window saw that cut it off;
+    two objects that are both cut off, as those larger than the overlap are, become one if they have the same class and
+    share more than half of what the two windows see of them. Memory: 4 bytes a pixel of the image, and what one window
+    needs.
 
     Args:
         size: (H, W) of the image.
@@ -58,15 +59,15 @@ class Mosaic:
         drop[number[old_whole & new_whole & (shared > SAME * least)]] = True
         # cut off and cut off: one object, if they agree where both windows look
         old_here = torch.bincount(view.clamp(min=0).flatten().long(), minlength=len(self._classes))[old]
-        new_seen = torch.bincount(new[view >= 0].long(), minlength=len(classes))[number]
-        agree = shared > SAME * (old_here + new_seen - shared)
+        seen = torch.bincount(new[view >= 0].long(), minlength=len(classes))
+        agree = shared > SAME * (old_here + seen[number] - shared)
         merged = ~old_whole & ~new_whole & agree & (self._classes[old] == classes[number])
         target = torch.zeros(len(classes), dtype=torch.int64)
         target[number[merged]] = old[merged]
-        # what is left of an object that is cut off, and of one that loses pixels to a whole one
-        taken = torch.zeros(len(classes), dtype=torch.int64).index_add_(0, number, shared)
-        drop |= ~whole & (target == 0) & (area - taken <= SAME * area)
+        # what is cut off here and was seen in full before, but not as this; and the reverse
+        drop |= ~whole & (target == 0) & (seen > SAME * area)
         drop[0] = True
+        self._forget(view, window, kept=old[merged])
 
         fresh = ((target == 0) & ~drop & (area > 0)).nonzero().squeeze(1)
         first = len(self._classes)
@@ -81,7 +82,7 @@ class Mosaic:
 
         joined = target[number[merged]]
         self._scores.scatter_reduce_(0, joined, scores[number[merged]], "amax")
-        self._area -= lost
+        self._area -= lost.where(self._area > 0, 0)
         added = torch.bincount(new[writable].long(), minlength=len(classes))
         for table, values in (("_area", added), ("_area_once", added)):
             column = getattr(self, table).index_add(0, joined, values[number[merged]])
@@ -93,7 +94,7 @@ class Mosaic:
         self._scores = torch.cat([self._scores, scores[fresh]])
         self._whole = torch.cat([self._whole, whole[fresh]])
         for row in (lost > 0).nonzero().squeeze(1).tolist():
-            if self._area[row] <= (1 - SAME) * self._area_once[row]:
+            if 0 < self._area[row] <= (1 - SAME) * self._area_once[row]:
                 self._erase(row)
 
     def instances(self) -> Instances:
@@ -122,6 +123,15 @@ class Mosaic:
         for strip in strips:
             whole[strip.unique().long()] = False
         return whole
+
+    def _forget(self, view: Tensor, window: Window, *, kept: Tensor) -> None:
+        """Clear what earlier windows cut off and this one sees in full, but not as they did."""
+        present = torch.bincount(view.clamp(min=0).flatten().long(), minlength=len(self._classes))
+        gone = (present > 0) & ~self._whole & self._is_whole(view.clamp(min=0), window, len(self._classes))
+        gone[kept] = False
+        gone[0] = False
+        self._area -= present * gone
+        view[gone[view.clamp(min=0)]] = 0
 
     def _erase(self, row: int) -> None:
         top, left, bottom, right = self._box[row].tolist()
