@@ -158,6 +158,25 @@ def heat(image: Picture, values: Tensor) -> Picture:
     return picture
 
 
+def color_wheel(field: Tensor, *, longest: float | None = None) -> Picture:
+    """An offset field (2, H, W), (dy, dx), as colours: the hue says where an offset points, the strength how far.
+
+    Red points right, yellow-green down, cyan left, violet up; white is a pixel that stays where it is.
+
+    Args:
+        field: In pixels.
+        longest: Length with full strength; the longest of the field if omitted.
+    """
+    dy, dx = field.float().cpu().numpy()
+    length = np.hypot(dy, dx)
+    strength = np.clip(length / max(longest or float(length.max(initial=0)), 1e-6), 0, 1)
+    turns = np.arctan2(dy, dx) / (2 * np.pi) % 1
+    # each channel is full around its own third of the circle
+    shares = [np.clip(np.abs((turns * 6 + shift) % 6 - 3) - 1, 0, 1) for shift in (0, 4, 2)]
+    picture: Picture = (255 * (1 - strength[..., None] * (1 - np.stack(shares, -1)))).round().astype(np.uint8)
+    return picture
+
+
 def draw_points(picture: Picture, yx: Tensor, classes: Tensor) -> Picture:
     """Mark points by a cross in the colour of their class."""
     canvas = Image.fromarray(picture)
