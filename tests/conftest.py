@@ -62,6 +62,7 @@ def trained_run(shapes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     data |= {"clutter": 1, "generator_seed": 0, "crop_size": 64, "batch_size": 2, "num_workers": 0, "image_scale": 2}
     model = {"backbone_weights": "null"}
     trainer = {"default_root_dir": folder, "max_steps": 2, "accelerator": "cpu", "enable_progress_bar": False}
+    trainer["log_every_n_steps"] = 1
     settings = {"data.init_args": data, "model.init_args": model, "trainer": trainer}
     given = [f"--{part}.{name}={value}" for part, values in settings.items() for name, value in values.items()]
     run(["fit", "--config", str(REPOSITORY / "configs" / "shapes" / "points.yaml"), *given])

@@ -23,7 +23,8 @@ ALLOWED = {
     "prediction": {"structures", "ops", "data", "drawing"},
     "modules": {"structures", "ops", "models", "metrics", "data", "prediction"},
     "callbacks": {"structures", "ops", "models", "metrics", "data", "drawing", "prediction", "modules"},
-    "predictor": {"structures", "ops", "models", "data", "drawing", "prediction", "modules"},
+    "exported": {"structures", "models", "data", "modules"},
+    "predictor": {"structures", "models", "prediction", "modules", "exported"},
 }
 """What each part may import besides itself. Parts that are not named (the command line) may import everything."""
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names as in _HOME, for type checkers and editors
     from bestie_pl.callbacks.cues import CueWriter as CueWriter
+    from bestie_pl.callbacks.monitoring import TrainingMonitor as TrainingMonitor
     from bestie_pl.callbacks.semantic_maps import SemanticMapWriter as SemanticMapWriter
     from bestie_pl.data.coco import COCODataModule as COCODataModule
     from bestie_pl.data.folder import FolderDataModule as FolderDataModule
@@ -67,6 +68,7 @@ _HOME = {
     "SemanticMapWriter": "callbacks.semantic_maps",
     "SemanticModule": "modules.semantic",
     "ShapesDataModule": "data.shapes",
+    "TrainingMonitor": "callbacks.monitoring",
     "VOCDataModule": "data.voc",
     "VOCInstanceAP": "metrics.voc",
 }

@@ -8,11 +8,15 @@ from typing import Any, Self
 
 import torch
 
+from bestie_pl.exported import read_exported
+from bestie_pl.models.exported import FILES
 from bestie_pl.models.tensor_file import read_file
 from bestie_pl.modules.bestie import BestieModule
 from bestie_pl.prediction.engine import OVERLAP, TILE, Predictor
 
 KIND = "the checkpoint of a BestieModule, `checkpoints/last.ckpt` in the folder of its run"
+
+EXPORTED = {Path(name).suffix for name in FILES.values()}
 
 
 class BestiePredictor(Predictor):
@@ -34,10 +38,11 @@ class BestiePredictor(Predictor):
         """The predictor of a checkpoint, with the settings of its training. Only tensors and plain values are read.
 
         Args:
-            path: Of a checkpoint.
+            path: Of a checkpoint; or of the ``model.onnx`` or ``model.pt2`` that ``bestie-pl export`` wrote.
             image_scale: Factor by which images are enlarged; if omitted, what the training's data had, as its
                 checkpoint says (1 where it says nothing).
-            device: A GPU if there is one, otherwise the CPU, if omitted.
+            device: A GPU if there is one, otherwise the CPU, if omitted. Exported networks run on the CPU, or where ONNX
+                Runtime prefers.
             tile: See ``Predictor``.
             overlap: See ``Predictor``.
 
@@ -45,8 +50,11 @@ class BestiePredictor(Predictor):
             FileNotFoundError: No such file.
             ValueError: It is not such a checkpoint.
         """
+        if Path(path).suffix in EXPORTED:
+            exported, found = read_exported(Path(path))
+            return cls(exported, image_scale=image_scale or found, tile=tile, overlap=overlap)
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        content = _read_checkpoint(Path(path))
+        content = read_checkpoint(Path(path))
         module = BestieModule.load_from_checkpoint(path, map_location="cpu", weights_only=True, oracle=None)
         scale = scale_of_training(content) if image_scale is None else image_scale
         return cls(module.to(place).eval(), image_scale=scale, tile=tile, overlap=overlap)
@@ -60,7 +68,13 @@ def scale_of_training(checkpoint: Mapping[str, Any]) -> float:
     return 1.0
 
 
-def _read_checkpoint(path: Path) -> Mapping[str, Any]:
+def read_checkpoint(path: Path) -> Mapping[str, Any]:
+    """The content of a checkpoint of a network that finds instances.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: It is not such a checkpoint.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"no such checkpoint: {path}; expected {KIND}")
     content = read_file(path)

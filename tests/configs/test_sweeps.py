@@ -56,8 +56,8 @@ def test_an_agent_launches_two_draws(
     monkeypatch.setenv("WANDB_SWEEP_ID", "tried")
 
     agent = object.__new__(Agent)  # its constructor asks a server
-    agent._sweep_command, agent._function, agent._in_jupyter, agent._forward_signals = sweep["command"], None, False, False
-    agent._run_processes = {}
+    agent._sweep_command, agent._function, agent._run_processes = sweep["command"], None, {}
+    agent._in_jupyter = agent._forward_signals = False
     drawn = {}
     for number in range(2):
         random = np.random.default_rng(number)
@@ -76,8 +76,9 @@ def test_an_agent_launches_two_draws(
         assert record.name == f"run-{run}.wandb" and record.stat().st_size > 1000
         (configuration,) = folder.rglob("config.yaml")
         settings = yaml.safe_load(configuration.read_text())
-        for name, value in values.items():
+        for name in sweep["parameters"]:
             found = settings
             for part in name.split("."):
                 found = found[part]
-            assert found == value or str(found) == str(value) or (found is None and value == "null"), name
+            assert float(found) == pytest.approx(float(values[name])), name
+    assert len({tuple(values.values()) for values in drawn.values()}) == 2
