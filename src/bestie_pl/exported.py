@@ -13,7 +13,16 @@ import torch
 
 from bestie_pl.data.files import in_one_move, read_text, write_json, write_text
 from bestie_pl.models.bestie import SIZE_STEP, STRIDE, BestieModel
-from bestie_pl.models.exported import FILES, INPUT, OPSET, OUTPUTS, ExportedModel, ExportFormat, write_onnx, write_program
+from bestie_pl.models.exported import (
+    FILES,
+    INPUT,
+    OPSET,
+    OUTPUTS,
+    ExportedModel,
+    ExportFormat,
+    write_onnx,
+    write_program,
+)
 from bestie_pl.modules.bestie import BestieModule
 
 SETTINGS = "settings.json"
@@ -99,14 +108,16 @@ def model_card(
     """What the network is, what it was trained on, how good it is, and how to run it, as Markdown."""
     settings = module.hparams
     described = [f"- {name}: {value}" for name, value in (data or {}).items()]
-    measured = [f"| {name} | {100 * float(value):.1f} |" for name, value in ((scores or {}).get("scores") or {}).items()]
+    measured = [
+        f"| {name} | {100 * float(value):.1f} |" for name, value in ((scores or {}).get("scores") or {}).items()
+    ]
     used = [f"- Not weakly supervised: {note}." for note in (scores or {}).get("ground_truth_used") or ()]
     steps = f"opset {OPSET}" if kind == "onnx" else f"torch {torch.__version__}"
     lines = [
         "# Instance segmentation with BESTIE",
         "",
-        f"A network that gives each object a mask, a class and a score, trained with {module.supervision} as supervision "
-        f"(recipe {module.recipe}). Method: Beyond Semantic to Instance Segmentation (CVPR 2022), as in bestie-pl.",
+        f"A network that gives each object a mask, a class and a score, trained with {module.supervision} as "
+        f"supervision (recipe {module.recipe}). Method: Beyond Semantic to Instance Segmentation (CVPR 2022), as in bestie-pl.",
         "",
         f"- Network: {settings.get('backbone')} with decoder {settings.get('decoder')}",
         f"- Classes: {', '.join(module.class_names)}",

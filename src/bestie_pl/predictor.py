@@ -41,8 +41,8 @@ class BestiePredictor(Predictor):
             path: Of a checkpoint; or of the ``model.onnx`` or ``model.pt2`` that ``bestie-pl export`` wrote.
             image_scale: Factor by which images are enlarged; if omitted, what the training's data had, as its
                 checkpoint says (1 where it says nothing).
-            device: A GPU if there is one, otherwise the CPU, if omitted. Exported networks run on the CPU, or where ONNX
-                Runtime prefers.
+            device: A GPU if there is one, otherwise the CPU, if omitted. Exported networks run on the CPU, or where
+                ONNX Runtime prefers.
             tile: See ``Predictor``.
             overlap: See ``Predictor``.
 

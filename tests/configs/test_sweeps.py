@@ -64,9 +64,7 @@ def test_an_agent_launches_two_draws(
         values = {name: draw(parameter, random) for name, parameter in sweep["parameters"].items()} | fixed
         drawn[f"draw{number}"] = values
         arguments = {name: {"value": value} for name, value in values.items()}
-        agent._command_run(
-            {"type": "run", "run_id": f"draw{number}", "program": sweep["program"], "args": arguments}
-        )
+        agent._command_run({"type": "run", "run_id": f"draw{number}", "program": sweep["program"], "args": arguments})
     for process in agent._run_processes.values():
         assert process.wait() == 0
     for run, values in drawn.items():

@@ -63,7 +63,9 @@ def test_one_object_over_many_tiles_is_one_object() -> None:
 def test_any_size_any_number(height: int, width: int, count: int, seed: int) -> None:
     """Labels stay inside of the objects, no pixel is lost at a seam, and no object is there twice."""
     random = np.random.default_rng(seed)
-    picture = draw_discs((height, width), random.integers(0, [height, width], (count, 2)), random.integers(5, 14, count))
+    picture = draw_discs(
+        (height, width), random.integers(0, [height, width], (count, 2)), random.integers(5, 14, count)
+    )
     (tiled,) = Predictor(CodedNetwork(), tile=96, overlap=32)([picture])
     (whole,) = Predictor(CodedNetwork())([picture])
     assert (tiled.image == picture).all() and tiled.instances.size == (height, width)
@@ -163,7 +165,13 @@ def test_pictures_arrays_and_tensors_are_the_same_image(folder: Path) -> None:
 
 def test_grey_of_8_and_16_bits() -> None:
     grey = np.full((8, 9), 51, np.uint8)
-    for source in (grey, grey.astype(np.uint16) * 257, grey / 255, torch.from_numpy(grey), torch.from_numpy(grey)[None]):
+    for source in (
+        grey,
+        grey.astype(np.uint16) * 257,
+        grey / 255,
+        torch.from_numpy(grey),
+        torch.from_numpy(grey)[None],
+    ):
         (result,) = Predictor(CodedNetwork())(source)
         assert result.image.shape == (8, 9, 3) and (result.image == 51).all() and len(result) == 0
 

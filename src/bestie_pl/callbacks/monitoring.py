@@ -20,8 +20,8 @@ class TrainingMonitor(Callback):
     - ``lr``: the highest learning rate of the optimiser's groups.
     - ``labels/pseudo``: pseudo labels of the batch, in the mean over its images.
     - ``seconds/data``: what a step waits for its batch, decoding and labelling included; ``seconds/compute``: the step
-      itself. Means over the steps since the last line of the log. A GPU works on while the host waits for data, so there
-      the sum is right and the parts are the host's.
+      itself. Means over the steps since the last line of the log. A GPU works on while the host waits for data, so
+      there the sum is right and the parts are the host's.
 
     A training of fewer than 50 times ``trainer.log_every_n_steps`` steps logs every fiftieth part of it.
     """

@@ -23,8 +23,8 @@ class PictureWriter(Callback):
 
     ``training.png`` at the end of ``fit``: the last training crops with cues, semantic map, pseudo labels, and from the
     trained network refined labels, centre heatmap (the largest of all classes), offset field (as a colour
-    wheel: the hue says where an offset points, the strength how far) and prediction; and the truth where the data module
-    reads it. ``test.png``: the first test images.
+    wheel: the hue says where an offset points, the strength how far) and prediction; and the truth where the data
+    module reads it. ``test.png``: the first test images.
 
     Args:
         count: Images a sheet.
@@ -50,9 +50,7 @@ class PictureWriter(Callback):
         was_training = pl_module.training
         pl_module.eval()
         with torch.no_grad():
-            maps = pl_module.model.enlarge(
-                pl_module(batch.images), (batch.images.shape[-2], batch.images.shape[-1])
-            )
+            maps = pl_module.model.enlarge(pl_module(batch.images), (batch.images.shape[-2], batch.images.shape[-1]))
             refined = pl_module.refine(maps, batch) if pl_module.refinement else None
             predictions, _ = pl_module.predict_instances(batch)
         pl_module.train(was_training)

@@ -24,7 +24,7 @@ def read_runs(code: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         length: (R,) int64, positive.
 
     Source: the text form of COCO's run-length codes: lengths of nothing and mask in turn, from the fourth on as
-    differences to the length before the last, in groups of five bits, lowest first, a sixth bit saying that more follow.
+    differences to the length before the last, in groups of five bits, lowest first; a sixth bit says that more follow.
 
     >>> from bestie_pl.ops.masks import encode
     >>> _, (code,) = encode(torch.tensor([[0, 1], [1, 1]]))

@@ -33,9 +33,7 @@ def windows(size: tuple[int, int], side: int, overlap: int) -> list[Window]:
     if not 0 <= 2 * overlap <= side:
         raise ValueError(f"overlap must be at least 0 and at most half a tile of {side} px, got {overlap}")
     rows, columns = (_starts(length, side, overlap) for length in size)
-    return [
-        Window(top, left, min(top + side, size[0]), min(left + side, size[1])) for top in rows for left in columns
-    ]
+    return [Window(top, left, min(top + side, size[0]), min(left + side, size[1])) for top in rows for left in columns]
 
 
 def _starts(length: int, side: int, overlap: int) -> range:

@@ -51,10 +51,10 @@ class InstanceNetwork(Protocol):
 class Predictor:
     """Finds the instances of images from any source, of any size.
 
-    An image that is larger than a tile is looked at tile by tile (``Mosaic`` says how objects at seams are put together).
+    An image that is larger than a tile is looked at tile by tile (``Mosaic`` says how objects at seams become one).
     Objects should be smaller than the overlap less 64 px, so that each lies whole in one of the tiles; of larger ones
-    the parts are joined. Memory then grows by some 10 bytes a pixel of the image, whatever the network and the number of
-    classes, on top of what one tile takes.
+    the parts are joined. Memory then grows by some 10 bytes a pixel of the image, whatever the network and the number
+    of classes, on top of what one tile takes.
 
     Args:
         network: In evaluation as it is used here; it may be in training otherwise.
@@ -92,15 +92,13 @@ class Predictor:
     def __call__(self, source: Source | Sequence[Source], *, stream: Literal[False]) -> list[Result]: ...
     @overload
     def __call__(self, source: Source | Sequence[Source], *, stream: Literal[True]) -> Iterator[Result]: ...
-    def __call__(
-        self, source: Source | Sequence[Source], *, stream: bool = False
-    ) -> list[Result] | Iterator[Result]:
+    def __call__(self, source: Source | Sequence[Source], *, stream: bool = False) -> list[Result] | Iterator[Result]:
         """The result of each image, in the order of the source.
 
         Args:
             source: A path, folder, pattern, Pillow image, array, tensor, or a list of these; see ``open_source``.
-            stream: Return a generator, which opens and predicts an image when its result is asked for, instead of a list
-                that holds all images.
+            stream: Return a generator, which opens and predicts an image when its result is asked for, instead of a
+                list that holds all images.
 
         Raises:
             FileNotFoundError: No such file, or no image in a folder. Raised before anything is predicted.

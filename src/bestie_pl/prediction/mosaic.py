@@ -102,9 +102,7 @@ class Mosaic:
         numbers, codes = encode(self._ids.clamp_(min=0))
         order = self._scores[numbers].argsort(descending=True, stable=True)
         rows = numbers[order]
-        return Instances(
-            tuple(codes[i] for i in order.tolist()), self._classes[rows], self._scores[rows], self.size
-        )
+        return Instances(tuple(codes[i] for i in order.tolist()), self._classes[rows], self._scores[rows], self.size)
 
     def _is_whole(self, new: Tensor, window: Window, count: int) -> Tensor:
         """(count,) bool: which numbers of a window's map keep clear of borders that are not the image's."""

@@ -1,4 +1,4 @@
-"""``bestie-pl coco-results``: the files of ``predict`` -> one ``results.json`` in COCO's format, for its test servers."""
+"""``bestie-pl coco-results``: files of ``predict`` -> one ``results.json`` in COCO's format, for its test servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``bestie-pl export``: a checkpoint -> a folder that other programs run: ONNX or torch program, weights, model card."""
+"""``bestie-pl export``: a checkpoint -> a folder for other programs: ONNX or torch program, weights, model card."""
 
 from __future__ import annotations
 

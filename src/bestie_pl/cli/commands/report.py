@@ -246,9 +246,7 @@ def _draw_curves(curves: Mapping[str, list[tuple[float, float]]]) -> Iterable[tu
     from matplotlib.figure import Figure
 
     for title, prefix, beginnings in CURVES:
-        chosen = {
-            name: points for name, points in curves.items() if name.startswith(beginnings) and len(points) > 1
-        }
+        chosen = {name: points for name, points in curves.items() if name.startswith(beginnings) and len(points) > 1}
         if not chosen:
             continue
         figure = Figure(figsize=(5.6, 3.4), layout="constrained")
