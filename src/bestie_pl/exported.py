@@ -117,7 +117,8 @@ def model_card(
         "# Instance segmentation with BESTIE",
         "",
         f"A network that gives each object a mask, a class and a score, trained with {module.supervision} as "
-        f"supervision (recipe {module.recipe}). Method: Beyond Semantic to Instance Segmentation (CVPR 2022), as in bestie-pl.",
+        f"supervision (recipe {module.recipe}). Method: Beyond Semantic to Instance Segmentation (CVPR 2022), as in "
+        "bestie-pl.",
         "",
         f"- Network: {settings.get('backbone')} with decoder {settings.get('decoder')}",
         f"- Classes: {', '.join(module.class_names)}",
