@@ -50,3 +50,21 @@ def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data") / "shapes"
     generate_shapes(root, train=16, val=5, test=5, size=64, workers=1)
     return root
+
+
+@pytest.fixture(scope="session")
+def trained_run(shapes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run of two steps on images that were enlarged by 2; its network predicts whatever it finds."""
+    from bestie_pl.cli.lightning import run
+
+    folder = tmp_path_factory.mktemp("runs") / "shapes"
+    data = {"root": shapes_folder, "train_images": 16, "val_images": 5, "test_images": 5, "image_size": 64}
+    data |= {"clutter": 1, "generator_seed": 0, "crop_size": 64, "batch_size": 2, "num_workers": 0, "image_scale": 2}
+    model = {"backbone_weights": "null"}
+    trainer = {"default_root_dir": folder, "max_steps": 2, "accelerator": "cpu", "enable_progress_bar": False}
+    trainer["log_every_n_steps"] = 1
+    settings = {"data.init_args": data, "model.init_args": model, "trainer": trainer}
+    given = [f"--{part}.{name}={value}" for part, values in settings.items() for name, value in values.items()]
+    run(["fit", "--config", str(REPOSITORY / "configs" / "shapes" / "points.yaml"), *given])
+    run(["test", "--config", str(REPOSITORY / "configs" / "shapes" / "points.yaml"), *given, "--ckpt_path=last"])
+    return folder

@@ -13,15 +13,22 @@ from bestie_pl.cli import main as cli
 
 SOURCES = Path(bestie_pl.__file__).parent
 
+LOWEST = ("errors", "recipe", "structures")
+
 ALLOWED = {
     "errors": set[str](),
+    "recipe": set[str](),
     "structures": {"errors"},
-    "ops": {"errors", "structures"},
-    "models": {"errors", "structures", "ops"},
-    "metrics": {"errors", "structures", "ops"},
-    "data": {"errors", "structures", "ops"},
-    "modules": {"errors", "structures", "ops", "models", "metrics", "data"},
-    "callbacks": {"errors", "structures", "ops", "models", "metrics", "data", "modules"},
+    "ops": {*LOWEST},
+    "models": {*LOWEST, "ops"},
+    "metrics": {*LOWEST, "ops"},
+    "data": {*LOWEST, "ops"},
+    "drawing": {*LOWEST, "ops", "data"},
+    "prediction": {*LOWEST, "ops", "data", "drawing"},
+    "modules": {*LOWEST, "ops", "models", "metrics", "data", "prediction"},
+    "callbacks": {*LOWEST, "ops", "models", "metrics", "data", "drawing", "prediction", "modules"},
+    "exported": {*LOWEST, "models", "data", "modules"},
+    "predictor": {*LOWEST, "models", "prediction", "modules", "exported"},
 }
 """What each part may import besides itself. Parts that are not named (the command line) may import everything."""
 

@@ -38,7 +38,7 @@ def main() -> None:
     steps = {stage: steps_of(folder / stage) for stage in TRAINED}
     results = {stage: _read(folder / stage / "scores_test.json") for stage in ("tags", "full", *TESTED)}
 
-    reference = scores_of(results["full"]) | {"refined_at_test": scores_of(results["full_refined"])}
+    reference: dict[str, Any] = scores_of(results["full"]) | {"refined_at_test": scores_of(results["full_refined"])}
     summary: dict[str, Any] = {"supervision": "tags", "seconds": seconds}
     summary["steps"] = {stage: steps[stage] for stage in ("classifier", "semantic", "tags")}
     summary |= scores_of(results["tags"]) | {"refined_at_test": scores_of(results["tags_refined"])}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names as in _HOME, for type checkers and editors
     from bestie_pl.callbacks.cues import CueWriter as CueWriter
+    from bestie_pl.callbacks.monitoring import TrainingMonitor as TrainingMonitor
     from bestie_pl.callbacks.semantic_maps import SemanticMapWriter as SemanticMapWriter
     from bestie_pl.data.coco import COCODataModule as COCODataModule
     from bestie_pl.data.folder import FolderDataModule as FolderDataModule
@@ -35,6 +36,8 @@ if TYPE_CHECKING:  # the same names as in _HOME, for type checkers and editors
     from bestie_pl.modules.mask_rcnn import MaskRCNNModule as MaskRCNNModule
     from bestie_pl.modules.peak_attention import PeakAttentionModule as PeakAttentionModule
     from bestie_pl.modules.semantic import SemanticModule as SemanticModule
+    from bestie_pl.prediction.result import Result as Result
+    from bestie_pl.predictor import BestiePredictor as BestiePredictor
     from bestie_pl.structures import Batch as Batch
     from bestie_pl.structures import Cues as Cues
     from bestie_pl.structures import Geometry as Geometry
@@ -48,6 +51,7 @@ _HOME = {
     "Batch": "structures",
     "BestieModel": "models.bestie",
     "BestieModule": "modules.bestie",
+    "BestiePredictor": "predictor",
     "COCODataModule": "data.coco",
     "COCOInstanceAP": "metrics.coco",
     "CueQuality": "metrics.cues",
@@ -65,10 +69,12 @@ _HOME = {
     "MaskRCNNModule": "modules.mask_rcnn",
     "PeakAttentionModel": "models.peak_attention",
     "PeakAttentionModule": "modules.peak_attention",
+    "Result": "prediction.result",
     "SemanticIoU": "metrics.semantic",
     "SemanticMapWriter": "callbacks.semantic_maps",
     "SemanticModule": "modules.semantic",
     "ShapesDataModule": "data.shapes",
+    "TrainingMonitor": "callbacks.monitoring",
     "VOCDataModule": "data.voc",
     "VOCInstanceAP": "metrics.voc",
 }

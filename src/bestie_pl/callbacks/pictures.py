@@ -11,8 +11,8 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import rank_zero_only
 
-from bestie_pl.callbacks.drawing import Picture, draw_points, overlay, sheet, to_picture, write_picture
 from bestie_pl.callbacks.run_folder import publish, run_folder
+from bestie_pl.drawing import Picture, color_wheel, draw_points, heat, overlay, sheet, to_picture, write_picture
 from bestie_pl.modules.bestie import BestieModule
 from bestie_pl.ops.masks import paint
 from bestie_pl.structures import Batch, Instances
@@ -21,9 +21,10 @@ from bestie_pl.structures import Batch, Instances
 class PictureWriter(Callback):
     """Draw what the labels and the predictions look like, into ``pictures/`` in the run's folder.
 
-    ``training.png`` at the end of ``fit``: the last training crops with cues, semantic map, pseudo labels, refined
-    labels and prediction of the trained network, and the truth where the data module reads it. ``test.png``: the first
-    test images.
+    ``training.png`` at the end of ``fit``: the last training crops with cues, semantic map, pseudo labels, and from the
+    trained network refined labels, centre heatmap (the largest of all classes), offset field (as a colour
+    wheel: the hue says where an offset points, the strength how far) and prediction; and the truth where the data
+    module reads it. ``test.png``: the first test images.
 
     Args:
         count: Images a sheet.
@@ -49,32 +50,29 @@ class PictureWriter(Callback):
         was_training = pl_module.training
         pl_module.eval()
         with torch.no_grad():
-            size = (batch.images.shape[-2], batch.images.shape[-1])
-            refined = (
-                pl_module.refine(pl_module.model.enlarge(pl_module(batch.images), size), batch)
-                if pl_module.refinement
-                else None
-            )
+            maps = pl_module.model.enlarge(pl_module(batch.images), (batch.images.shape[-2], batch.images.shape[-1]))
+            refined = pl_module.refine(maps, batch) if pl_module.refinement else None
             predictions, _ = pl_module.predict_instances(batch)
         pl_module.train(was_training)
         assert batch.semantic is not None and batch.pseudo is not None
-        columns = ["image and cues", "semantic map", "pseudo labels", "refined labels", "prediction", "ground truth"]
-        rows: list[list[Picture]] = []
+        rows: list[dict[str, Picture]] = []
         for b in range(min(self.count, len(batch))):
             image = to_picture(batch.images[b])
             mine = batch.cues.image == b
-            row = [
-                draw_points(image, batch.cues.yx[mine], batch.cues.classes[mine]),
-                overlay(image, batch.semantic[b]),
-                overlay(image, _from_one(batch.pseudo.ids[b])),
-                overlay(image, _from_one(refined.ids[b])) if refined is not None else image,
-                _draw_prediction(image, predictions[b]),
-                overlay(image, _from_one(batch.truth.ids[b])) if batch.truth is not None else image,
-            ]
+            row = {
+                "image and cues": draw_points(image, batch.cues.yx[mine], batch.cues.classes[mine]),
+                "semantic map": overlay(image, batch.semantic[b]),
+                "pseudo labels": overlay(image, _from_one(batch.pseudo.ids[b])),
+            }
+            if refined is not None:
+                row["refined labels"] = overlay(image, _from_one(refined.ids[b]))
+            row["centre heatmap"] = heat(image, maps.center_heatmap[b].amax(0))
+            row["offset field"] = color_wheel(_inside(maps.offset_field[b], maps.semantic_logits[b]))
+            row["prediction"] = _draw_prediction(image, predictions[b])
+            if batch.truth is not None:
+                row["ground truth"] = overlay(image, _from_one(batch.truth.ids[b]))
             rows.append(row)
-        keep = [True, True, True, refined is not None, True, batch.truth is not None]
-        shown = [[p for p, k in zip(row, keep, strict=True) if k] for row in rows]
-        _save(trainer, "training.png", shown, [c for c, k in zip(columns, keep, strict=True) if k])
+        _save(trainer, "training.png", [list(row.values()) for row in rows], list(rows[0]))
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget an earlier test."""
@@ -114,6 +112,11 @@ class PictureWriter(Callback):
         if self._tested:
             titles = ["image", "predicted classes", "predicted instances", "ground truth"]
             _save(trainer, "test.png", self._tested, titles[: len(self._tested[0])])
+
+
+def _inside(field: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """The offsets (2, H, W) of pixels that are no background; others belong to no object, and nobody teaches them."""
+    return field * (logits.argmax(0) > 0)
 
 
 def _from_one(ids: torch.Tensor) -> torch.Tensor:

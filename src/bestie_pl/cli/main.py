@@ -23,7 +23,10 @@ COMMANDS: dict[str, str] = {
     "points": "turn what annotation programs write into points",
     "labels": "choose from a training set's predictions what a second stage learns",
     "pipeline": "run all stages of a way from tags or points to masks, and only those that are not done",
-    "export": "join predictions into COCO's results.json, as its test servers take it",
+    "export": "write a trained network as ONNX or as a torch program, with its weights and a model card",
+    "coco-results": "join predictions into COCO's results.json, as its test servers take it",
+    "segment": "find objects in images: a file, a folder or a pattern -> overlays, label images, tables",
+    "report": "one page about a run: scores, curves, pictures, settings",
     "sheet": "draw activation maps and cues of classifiers side by side",
 }
 """What each command without a Trainer is for; ``bestie_pl.cli.commands.NAME.main`` does it."""
@@ -35,7 +38,7 @@ HELP = "\n".join(
         "Instance segmentation learnt from image tags or one point per object.",
         "",
         "commands:",
-        *(f"  {verb:<12}{purpose}" for verb, purpose in (VERBS | COMMANDS).items()),
+        *(f"  {verb:<14}{purpose}" for verb, purpose in (VERBS | COMMANDS).items()),
         "",
         "options:",
         "  -h, --help  show this text; `bestie-pl fit --help` lists the options of a command",
@@ -108,7 +111,7 @@ def _run(args: list[str] | None) -> int:
 
 
 def _run_command(name: str, args: list[str]) -> int:
-    command = import_module(f"bestie_pl.cli.commands.{name}")
+    command = import_module(f"bestie_pl.cli.commands.{name.replace('-', '_')}")
     if name == "data":  # it reads a configuration
         from bestie_pl.cli.configuration import guard_configurations
 

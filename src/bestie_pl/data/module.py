@@ -297,8 +297,8 @@ class InstanceDataModule(pl.LightningDataModule):
         return replace(batch, truth=batch.truth if self.label_quality else None, predicted=None)
 
     def state_dict(self) -> dict[str, Any]:
-        """What decides which images a step has seen; the place in an epoch follows from the steps themselves."""
-        return {"images_a_step": self.batch_size * self._world[0], "seed": run_seed()}
+        """What decides which images a step has seen, and how large a predictor has to show them."""
+        return {"images_a_step": self.batch_size * self._world[0], "seed": run_seed(), "image_scale": self.image_scale}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Warn if the training goes on with other images than it would have had."""

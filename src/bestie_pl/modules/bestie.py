@@ -26,6 +26,9 @@ from bestie_pl.ops.masks import resize_map, to_instances
 from bestie_pl.ops.refinement import MAX_CENTERS
 from bestie_pl.ops.semantic import ITERATIONS, refine_logits
 from bestie_pl.ops.views import average_maps, check_scales, mirror_maps, see
+from bestie_pl.prediction.engine import Predictor
+from bestie_pl.prediction.result import Result
+from bestie_pl.prediction.sources import Source
 from bestie_pl.recipe import RULES, Recipe
 from bestie_pl.structures import Batch, Geometry, InstanceMaps, Instances, LabeledInstances, Supervision
 
@@ -266,6 +269,10 @@ class BestieModule(NetworkModule):
                 metric.reset()
 
     # ---------------------------------------------------------------- inference and evaluation
+
+    def predict(self, source: Source | Sequence[Source], *, image_scale: float = 1.0) -> list[Result]:
+        """Results for files, folders, patterns, Pillow images, arrays or tensors; see ``Predictor`` for more."""
+        return Predictor(self, image_scale=image_scale)(source)
 
     @torch.no_grad()
     def predict_instances(self, batch: Batch) -> tuple[tuple[Instances, ...], tuple[Tensor, ...]]:

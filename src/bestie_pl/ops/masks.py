@@ -9,6 +9,7 @@ import torch
 from pycocotools import mask as codec
 from torch import Tensor
 
+from bestie_pl.ops.runs import paint_codes
 from bestie_pl.structures import Instances, LabeledInstances
 
 
@@ -133,8 +134,4 @@ def paint(instances: Instances) -> Tensor:
     >>> paint(Instances(masks, numbers, numbers.float(), (2, 2))).tolist()
     [[0, 2], [1, 2]]
     """
-    masks = decode(instances)
-    if not len(masks):
-        return torch.zeros(instances.size, dtype=torch.int32)
-    number = torch.arange(1, len(masks) + 1, dtype=torch.int32)
-    return (masks * number[:, None, None]).amax(0)
+    return paint_codes(instances.masks, instances.size)

@@ -1,272 +1,122 @@
-"""``bestie-pl export``: from the files of predict to what pycocotools and COCO's test servers take."""
+"""``bestie-pl export``: the same maps and instances as the checkpoint, on photographs of several sizes."""
 
 from __future__ import annotations
 
-import contextlib
-import io
+import importlib.util
 import json
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
-from PIL import Image
-from pycocotools import mask as codec
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from safetensors.torch import load_file
 
-from bestie_pl.callbacks.predictions import PredictionWriter
+from bestie_pl import BestieModule, BestiePredictor
 from bestie_pl.cli.main import main
-from bestie_pl.data.coco import COCODataModule
-from bestie_pl.metrics import COCOInstanceAP
-from bestie_pl.structures import Instances
+from bestie_pl.models import exported
+from bestie_pl.ops.masks import mask_iou
 
-
-def export(folder: Path, annotations: Path, output: Path) -> int:
-    command = ["export", "--predictions", str(folder), "--annotations", str(annotations), "--output", str(output)]
-    return main(command)
-
-
-def score(annotations: Path, results: Path) -> dict[str, float]:
-    """What pycocotools says of the two files."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(annotations))
-        evaluation = COCOeval(truth, truth.loadRes(str(results)), "segm")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return dict(zip(("ap", "ap50", "ap75"), evaluation.stats[:3], strict=True))
-
-
-# ---------------------------------------------------------------- real photographs, COCO's categories
+ONNX = all(importlib.util.find_spec(name) is not None for name in exported.ONNX_PACKAGES)
 
 
 @pytest.fixture(scope="module")
-def coco_tiny(real_data: Path) -> COCODataModule:
-    names = {f"{split}_images": "images" for split in ("train", "val")}
-    names |= {f"{split}_annotations": f"instances_{split}.json" for split in ("train", "val")}
-    data = COCODataModule(str(real_data / "coco_tiny"), num_workers=0, **names)
-    data.setup("validate")
-    return data
-
-
-def write_predictions(data: COCODataModule, folder: Path, change: Callable[[Instances], Instances]) -> COCOInstanceAP:
-    """Write changed ground truth as ``predict`` does; the metric has seen the same."""
-    metric = COCOInstanceAP(data.num_classes)
-    module, trainer = SimpleNamespace(class_names=data.class_names), SimpleNamespace(datamodule=data)
-    samples = data.datasets["val"]
-    for number in range(len(samples)):
-        sample = samples[number]
-        prediction = change(sample.references)
-        metric.update([prediction], [sample.references], [sample.name])
-        PredictionWriter(str(folder)).write_on_batch_end(
-            trainer,  # type: ignore[arg-type]
-            module,  # type: ignore[arg-type]
-            [prediction],
-            None,
-            SimpleNamespace(names=(sample.name,)),
-            0,
-            0,
-        )
-    return metric
-
-
-def test_the_truth_itself_scores_1(coco_tiny: COCODataModule, tmp_path: Path) -> None:
-    """All 80 categories come back with ids of up to 90, all images with theirs; crowd regions are no objects."""
-
-    def without_crowds(truth: Instances) -> Instances:
-        assert truth.crowd is not None
-        kept = (~truth.crowd).nonzero().flatten()
-        masks = tuple(truth.masks[i] for i in kept.tolist())
-        return Instances(masks, truth.classes[kept], truth.scores[kept], truth.size)
-
-    write_predictions(coco_tiny, tmp_path / "predictions", without_crowds)
-    annotations = coco_tiny.root / "instances_val.json"
-    assert export(tmp_path / "predictions", annotations, tmp_path / "results.json") == 0
-    results = json.loads((tmp_path / "results.json").read_text())
-    truth = json.loads(annotations.read_text())
-    objects = [a for a in truth["annotations"] if not a["iscrowd"]]
-    assert sorted((r["image_id"], r["category_id"]) for r in results) == sorted(
-        (a["image_id"], a["category_id"]) for a in objects
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a small network with weights that are random but fixed, with scores and a configuration."""
+    torch.manual_seed(0)
+    run = tmp_path_factory.mktemp("exports") / "run"
+    names = ["person", "car", "dining table"]
+    module = BestieModule(3, names, backbone="resnet10t", decoder="pyramid", backbone_weights=None).eval()
+    path = run / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    content = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+    content |= {"pytorch-lightning_version": "2.6.0", "COCODataModule": {"image_scale": 0.5}}
+    torch.save(content, path)
+    (run / "scores_test.json").write_text(
+        json.dumps({"scores": {"test/map50": 0.125}, "ground_truth_used": ["the maps are true"]})
     )
-    assert max(r["category_id"] for r in results) > 80 and min(r["category_id"] for r in results) == 1
-    assert score(annotations, tmp_path / "results.json") == pytest.approx({"ap": 1, "ap50": 1, "ap75": 1})
+    (run / "logs" / "version_0").mkdir(parents=True)
+    (run / "logs" / "version_0" / "config.yaml").write_text(
+        "data: {class_path: bestie_pl.COCODataModule, init_args: {root: photos, supervision: points}}\n"
+    )
+    return path
 
 
-def test_scores_are_those_of_the_metric(coco_tiny: COCODataModule, tmp_path: Path) -> None:
-    """Of shifted masks, some in another class, some inside of crowds: the report of a run and COCO's own agree."""
-    random = np.random.default_rng(0)
-
-    def shifted(truth: Instances) -> Instances:
-        masks = []
-        for code in truth.masks:
-            mask = np.roll(codec.decode(code), random.integers(-8, 9, 2), (0, 1))
-            masks.append(codec.encode(np.asfortranarray(mask)))
-        wrong = torch.from_numpy(random.random(len(masks)) < 0.1)
-        classes = torch.where(wrong, (truth.classes + 1) % 80, truth.classes)
-        scores = torch.from_numpy(random.permutation(1024)[: len(masks)] / 1024).float()
-        order = scores.argsort(descending=True)
-        return Instances(tuple(masks[i] for i in order.tolist()), classes[order], scores[order], truth.size)
-
-    metric = write_predictions(coco_tiny, tmp_path / "predictions", shifted)
-    annotations = coco_tiny.root / "instances_val.json"
-    assert export(tmp_path / "predictions", annotations, tmp_path / "results.json") == 0
-    ours, theirs = metric.compute(), score(annotations, tmp_path / "results.json")
-    assert 0.1 < theirs["ap"] < 0.9
-    assert {name: float(ours[name]) for name in theirs} == pytest.approx(theirs, abs=1e-6)
+@pytest.fixture(scope="module", params=["torch", pytest.param("onnx", marks=pytest.mark.slow)])
+def program(request: pytest.FixtureRequest, checkpoint: Path) -> Path:
+    kind = request.param
+    if kind == "onnx" and not ONNX:
+        pytest.skip(f"the extra onnx is not installed: {', '.join(exported.ONNX_PACKAGES)}")
+    out = checkpoint.parents[2] / kind
+    assert main(["export", "--checkpoint", str(checkpoint), "--format", kind, "--out", str(out)]) == 0
+    return out / exported.FILES[kind]
 
 
-# ---------------------------------------------------------------- images without annotations
+def test_maps_agree_at_any_size_and_number(program: Path, checkpoint: Path) -> None:
+    module = BestieModule.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).eval()
+    other = exported.ExportedModel(program, module.model)
+    for shape in ((1, 3, 64, 64), (1, 3, 50, 97), (3, 3, 128, 32)):
+        images = torch.rand(shape)
+        with torch.no_grad():
+            for mine, theirs in zip(module(images), other(images), strict=True):
+                assert mine.shape == theirs.shape and (mine - theirs).abs().max() < 1e-3
 
 
-@pytest.fixture
-def test_dev(tmp_path: Path) -> Path:
-    """A data set in COCO's folders: an annotated image, and three test images without annotations."""
-    root = tmp_path / "coco"
-    categories = [{"id": 3, "name": "car"}, {"id": 44, "name": "bottle"}, {"id": 90, "name": "toothbrush"}]
-    box = {"id": 1, "image_id": 5, "category_id": 44, "segmentation": [[2, 2, 30, 2, 30, 30, 2, 30]], "iscrowd": 0}
-    random = np.random.default_rng(0)
-    for file, objects, ids, folder in (
-        ("instances_val2017.json", [box], [5], "val2017"),
-        ("image_info_test-dev2017.json", None, [700001, 21, 300], "test2017"),
-    ):
-        images = [{"id": k, "file_name": f"{k:012}.jpg", "height": 48, "width": 64, "license": 1} for k in ids]
-        (root / folder).mkdir(parents=True)
-        for image in images:
-            pixels = random.integers(0, 256, (48, 64, 3), np.uint8)
-            Image.fromarray(pixels).save(root / folder / str(image["file_name"]))
-        content = {"info": {}, "licenses": [], "images": images, "categories": categories}
-        content |= {} if objects is None else {"annotations": objects}
-        (root / "annotations").mkdir(exist_ok=True)
-        (root / "annotations" / file).write_text(json.dumps(content))
-    return root
+def test_instances_agree_on_photographs(program: Path, checkpoint: Path, real_data: Path) -> None:
+    photographs = sorted((real_data / "coco_tiny" / "images").glob("*.jpg"))[:3]
+    first, second = (BestiePredictor.load(path, device="cpu") for path in (checkpoint, program))
+    assert second.image_scale == first.image_scale == 0.5 and second.class_names == first.class_names
+    found = 0
+    for mine, theirs in zip(first(photographs), second(photographs), strict=True):
+        assert len(mine) == len(theirs)
+        best = mask_iou(mine.instances, theirs.instances)
+        assert not len(mine) or float((best.amax(1) > 0.95).float().mean()) > 0.95
+        np.testing.assert_allclose(mine.scores, theirs.scores, atol=1e-3)
+        found += len(mine)
+    assert found > 0
 
 
-def settings(root: Path, tmp_path: Path, **more: Any) -> str:
-    content = {
-        "trainer": {"accelerator": "cpu", "default_root_dir": str(tmp_path / "run"), "enable_progress_bar": False},
-        "data": {"class_path": "bestie_pl.COCODataModule", "init_args": {"root": str(root), "num_workers": 0, **more}},
-        "model": {
-            "class_path": "bestie_pl.BestieModule",
-            "init_args": {"backbone": "hrnet_w18_small", "backbone_weights": None, "test_threshold": 1e-6},
-        },
-    }
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return str(path)
+def test_weights_settings_and_card(program: Path, checkpoint: Path) -> None:
+    folder = program.parent
+    assert {path.name for path in folder.iterdir()} == {program.name, "model.safetensors", "settings.json", "README.md"}
+    weights = load_file(folder / "model.safetensors")
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert weights and all(torch.equal(value, state[f"model.{name}"]) for name, value in weights.items())
+    card = (folder / "README.md").read_text()
+    for text in ("person, car, dining table", "| test/map50 | 12.5 |", "Not weakly supervised: the maps are true.",
+                 "root: photos", "enlarged by 0.5", program.name, "Licence"):  # fmt: skip
+        assert text in card, text
 
 
-TEST_DEV = {"test_images": "test2017", "predict_annotations": "annotations/image_info_test-dev2017.json"}
-
-
-def test_test_dev_from_images_to_results(test_dev: Path, tmp_path: Path) -> None:
-    assert main(["predict", "--config", settings(test_dev, tmp_path, **TEST_DEV)]) == 0
-    predictions = tmp_path / "run" / "predictions"
-    assert {path.stem for path in predictions.glob("*.json")} == {f"{k:012}" for k in (700001, 21, 300)}
-    code = codec.encode(np.asfortranarray(np.eye(48, 64, dtype=np.uint8)))
-    segmentation = {"size": [48, 64], "counts": code["counts"].decode()}
-    # whatever the untrained network found: one image with two instances, one with one, one with none
-    records = [{"class": name, "score": 0.5, "segmentation": segmentation} for name in ("toothbrush", "car")]
-    (predictions / "000000700001.json").write_text(json.dumps(records))
-    (predictions / "000000000021.json").write_text(json.dumps(records[:1]))
-    (predictions / "000000000300.json").write_text("[]")
-    annotations = test_dev / "annotations" / "image_info_test-dev2017.json"
-    assert export(predictions, annotations, tmp_path / "results.json") == 0
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert [(r["image_id"], r["category_id"]) for r in results] == [(700001, 90), (700001, 3), (21, 90)]
-    assert all(set(r) == {"image_id", "category_id", "segmentation", "score"} for r in results)
-    with contextlib.redirect_stdout(io.StringIO()):
-        loaded = COCO(str(annotations)).loadRes(str(tmp_path / "results.json"))
-    assert loaded.annToMask(loaded.anns[1]).tolist() == np.eye(48, 64).tolist()
-
-
-def test_images_without_annotations_cannot_be_scored(
-    test_dev: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_packages_that_are_missing_are_named(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings_of_test = {"test_images": "test2017", "test_annotations": TEST_DEV["predict_annotations"]}
-    assert main(["test", "--config", settings(test_dev, tmp_path, **settings_of_test)]) == 2
-    error = capsys.readouterr().err
-    assert "image_info_test-dev2017.json: has no `annotations`; expected true instances" in error
-
-
-# ---------------------------------------------------------------- what is refused
-
-
-@pytest.fixture
-def predicted(tmp_path: Path) -> Path:
-    """Predictions of two images of 4 x 3 px, one in a subfolder, and the annotation file beside them."""
-    images = [
-        {"id": 8, "file_name": "sub/one.jpg", "height": 3, "width": 4},
-        {"id": 9, "file_name": "./two.jpg", "height": 3, "width": 4},
-    ]
-    categories = [{"id": 7, "name": "Käfer"}, {"id": 1, "name": "car"}]
-    (tmp_path / "all.json").write_text(json.dumps({"images": images, "categories": categories}))
-    code = codec.encode(np.asfortranarray(np.ones((3, 4), np.uint8)))
-    segmentation = {"size": [3, 4], "counts": code["counts"].decode()}
-    record = {"image": "sub/one", "class": "Käfer", "category_id": 2, "score": 0.25, "segmentation": segmentation}
-    (tmp_path / "predictions" / "sub").mkdir(parents=True)
-    (tmp_path / "predictions" / "sub" / "one.json").write_text(json.dumps([record]))
-    (tmp_path / "predictions" / "two.json").write_text("[]")
-    (tmp_path / "predictions" / "of another set.json").write_text("[]")
-    return tmp_path
-
-
-def test_subfolders_and_images_without_instances(predicted: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = predicted / "out" / "results.json"
-    assert export(predicted / "predictions", predicted / "all.json", output) == 0
-    assert capsys.readouterr().out == f"{output}: 1 instances of 2 images\n"
-    (result,) = json.loads(output.read_text())
-    # by name, whatever number the data set that was trained on gives the class
-    assert (result["image_id"], result["category_id"], result["score"]) == (8, 7, 0.25)
-    assert codec.decode(result["segmentation"]).all()
-
-
-def change(path: Path, edit: Callable[[Any], Any]) -> None:
-    content = json.loads(path.read_text())
-    edit(content)
-    path.write_text(json.dumps(content))
+    monkeypatch.setattr(exported, "find_spec", lambda name: None)
+    assert main(["export", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]) == 2
+    assert "ONNX needs onnx, onnxscript, onnxruntime: pip install 'bestie-pl[onnx]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("files", "error", "message"),
     [
-        (
-            lambda p: (p / "predictions/two.json").unlink(),
-            "1 of 2 images lack predictions, first two.json; ",
-        ),
-        (
-            lambda p: change(p / "predictions/sub/one.json", lambda c: c[0].update({"class": "dog"})),
-            "one.json: class 'dog' is no category of the annotation file (car, Käfer, ...)",
-        ),
-        (
-            lambda p: change(p / "predictions/sub/one.json", lambda c: c[0]["segmentation"].update(size=[4, 3])),
-            "one.json: is 3 x 4 px (width x height) but its image is 4 x 3",
-        ),
-        (
-            lambda p: change(p / "predictions/sub/one.json", lambda c: c[0]["segmentation"].update(counts="05")),
-            "one.json: holds no predicted instances",
-        ),
-        (lambda p: change(p / "predictions/sub/one.json", lambda c: c[0].pop("score")), "one.json: holds no predicted"),
-        (lambda p: (p / "predictions/sub/one.json").write_text("["), "one.json: holds no predicted instances"),
-        (
-            lambda p: (p / "predictions/sub/one.json").write_text("[]"),
-            "no instance in any of 2 images; ",
-        ),
-        (lambda p: change(p / "all.json", lambda c: c.pop("categories")), "all.json: lists no categories"),
-        (lambda p: change(p / "all.json", lambda c: c["images"][0].pop("id")), "all.json: an entry without 'id'"),
-        (lambda p: (p / "all.json").unlink(), "no such file: "),
-        (lambda p: (p / "predictions").rename(p / "elsewhere"), "no such folder: "),
+        ({}, FileNotFoundError, "settings.json; expected what `bestie-pl export` wrote beside the network"),
+        ({"settings.json": "{"}, ValueError, "settings.json: holds no settings of a network"),
+        ({"settings.json": "[]"}, ValueError, "settings.json: holds no settings of a network"),
+        ({"settings.json": '{"image_scale": 1, "hyper_parameters": {}}'}, FileNotFoundError, "no such file: "),
     ],
 )
-def test_what_is_refused(
-    predicted: Path, spoil: Callable[[Path], Any], message: str, capsys: pytest.CaptureFixture[str]
+def test_what_is_no_exported_network(
+    tmp_path: Path, files: dict[str, str], error: type[Exception], message: str
 ) -> None:
-    spoil(predicted)
-    assert export(predicted / "predictions", predicted / "all.json", predicted / "results.json") == 2
-    error = capsys.readouterr().err
-    assert message in error and error.startswith("bestie-pl: error: ") and error.count("\n") == 1
-    assert not (predicted / "results.json").exists()
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(error, match=message):
+        BestiePredictor.load(tmp_path / "model.pt2")
+
+
+def test_a_damaged_program(tmp_path: Path, checkpoint: Path) -> None:
+    settings = torch.load(checkpoint, weights_only=True)["hyper_parameters"]
+    (tmp_path / "settings.json").write_text(json.dumps({"image_scale": 1, "hyper_parameters": settings}))
+    (tmp_path / "model.pt2").write_bytes(b"something else")
+    with pytest.raises(ValueError, match="model.pt2: cannot be read as a torch program"):
+        BestiePredictor.load(tmp_path / "model.pt2")

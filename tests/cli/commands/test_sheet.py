@@ -20,9 +20,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from bestie_pl.callbacks.drawing import Picture
 from bestie_pl.cli import main as cli
 from bestie_pl.cli.commands import sheet as command
+from bestie_pl.drawing import Picture
 from bestie_pl.models.peak_attention import PeakAttentionModel
 from bestie_pl.modules.peak_attention import PeakAttentionModule
 from bestie_pl.modules.semantic import SemanticModule

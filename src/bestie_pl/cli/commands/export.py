@@ -1,95 +1,70 @@
-"""``bestie-pl export``: the files of ``predict`` -> one ``results.json`` in COCO's format, for its test servers."""
+"""``bestie-pl export``: a checkpoint -> a folder for other programs: ONNX or torch program, weights, model card."""
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bestie_pl.data.coco import COCOIndex, read_categories, read_index
-from bestie_pl.data.files import below, require_folder, write_text
-from bestie_pl.data.formats.predictions import read_rows
-from bestie_pl.errors import UserError, expected_one_of
+import yaml
 
-REMEDY = "predict all images of the annotation file first"
+from bestie_pl.data.files import read_text
+from bestie_pl.exported import write_exported
+from bestie_pl.models.exported import FILES, require_onnx
+from bestie_pl.modules.bestie import BestieModule
+from bestie_pl.predictor import read_checkpoint, scale_of_training
+
+DATA = ("class_path", "root", "supervision", "semantic_source")
+"""What the card says of the data, from the configuration of the run."""
 
 
 def main(args: list[str]) -> int:
-    """Write the results that the command line asks for, and say how many.
+    """Export the network that the command line names, and say what was written.
 
     Raises:
-        FileNotFoundError: No such folder or file, or an image without predictions.
-        UserError: The annotation file has not COCO's layout; or see ``collect``.
+        FileNotFoundError: No such checkpoint.
+        ValueError: No checkpoint of a network that finds instances, or the packages for ONNX are missing.
     """
     options = _parser().parse_args(args)
-    folder, annotations = Path(options.predictions), Path(options.annotations)
-    require_folder(folder, "the files NAME.json that predict wrote, `predictions` in the folder of its run")
-    categories = read_categories(annotations)
-    index = read_index(annotations, tuple(categories), keep_masks=False)
-    results = collect(folder, index, {name: number for number, name in categories.items()})
-    write_text(Path(options.output), json.dumps(results))
-    print(f"{options.output}: {len(results)} instances of {len(index.names)} images")
+    if options.format == "onnx":
+        require_onnx()
+    path = Path(options.checkpoint)
+    content = read_checkpoint(path)
+    module = BestieModule.load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
+    run = path.parent.parent  # RUN/checkpoints/last.ckpt
+    scores = run / "scores_test.json"
+    written = write_exported(
+        module,
+        Path(options.out),
+        options.format,
+        image_scale=scale_of_training(content),
+        scores=yaml.safe_load(read_text(scores, "scores")) if scores.is_file() else None,
+        data=_data(run),
+    )
+    for file in written:
+        print(f"{file}: {file.stat().st_size / 2**20:.1f} MB")
     return 0
 
 
-def collect(folder: Path, index: COCOIndex, categories: Mapping[str, int]) -> list[dict[str, Any]]:
-    """All predicted instances, as pycocotools' ``loadRes`` and the test servers take them.
-
-    A class becomes the id of the category of its name, so it does not matter how the data set that was trained on
-    counts: COCO's 80 classes have ids up to 90.
-
-    Args:
-        folder: What PredictionWriter wrote: ``NAME.json``.
-        index: The images to report. Files of others are left out.
-        categories: Ids by name.
-
-    Returns:
-        ``{"image_id", "category_id", "segmentation", "score"}`` for each instance, in the order of the images.
-
-    Raises:
-        FileNotFoundError: An image has no file; an image without instances has one with an empty list.
-        UserError: A file is broken, its masks have another size than the image, or a class is no category; or there
-            is no instance at all, which ``loadRes`` does not take.
-    """
-    if missing := [name for name in index.names if not below(folder, f"{name}.json").is_file()]:
-        raise FileNotFoundError(
-            f"{folder}: {len(missing)} of {len(index.names)} images lack predictions, first {missing[0]}.json; {REMEDY}"
-        )
-    results = []
-    for name, image_id, (height, width) in zip(
-        index.names, index.image_ids.tolist(), index.sizes.tolist(), strict=True
-    ):
-        path = below(folder, f"{name}.json")
-        for label, score, code in read_rows(path, (height, width), REMEDY):
-            if label not in categories:
-                raise UserError(
-                    f"{path}: class {label!r} is no category of the annotation file; "
-                    f"{expected_one_of(label, categories)}: predict with a network whose classes have these names"
-                )
-            results.append(
-                {
-                    "image_id": image_id,
-                    "category_id": categories[label],
-                    "segmentation": {"size": code["size"], "counts": code["counts"].decode("ascii")},
-                    "score": score,
-                }
-            )
-    if not results:
-        raise UserError(
-            f"{folder}: no instance in any of {len(index.names)} images; lower test_threshold, or train more"
-        )
-    return results
+def _data(run: Path) -> dict[str, Any]:
+    """What the newest configuration in the folder of a run says of its data; nothing if there is none."""
+    configurations = sorted(run.glob("logs/version_*/config.yaml"), key=lambda path: path.stat().st_mtime)
+    if not configurations:
+        return {}
+    content = yaml.safe_load(read_text(configurations[-1], "the configuration of a run"))
+    data = content.get("data") or {}
+    known = {"class_path": data.get("class_path"), **(data.get("init_args") or {})}
+    return {name.replace("_", " "): known[name] for name in DATA if known.get(name) is not None}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bestie-pl export",
-        description="Join the predictions of `bestie-pl predict` into one results.json for COCO's test servers and "
-        "pycocotools.",
+        description="Write a trained network for other programs: ONNX or a torch program, its weights as safetensors, "
+        "its settings, and a model card to complete.",
     )
-    parser.add_argument("--predictions", required=True, help="folder of NAME.json, `predictions` in the run's folder")
-    parser.add_argument("--annotations", required=True, help="image_info_test-dev2017.json, or any COCO annotations")
-    parser.add_argument("--output", default="results.json", help="file to write (default: results.json)")
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="RUN/checkpoints/last.ckpt")
+    add("--format", choices=list(FILES), default="onnx", help="onnx (needs bestie-pl[onnx]) or torch (default: onnx)")
+    add("--out", default="exported", help="folder to write to (default: exported)")
     return parser

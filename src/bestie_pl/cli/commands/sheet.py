@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bestie_pl.callbacks.drawing import CELL, Picture, draw_cues, heat, sheet, to_picture, write_picture
 from bestie_pl.cli.lightning import BestieParser, data_parser, read_data_module
 from bestie_pl.data.module import InstanceDataModule
 from bestie_pl.data.samples import STRIDE, collate
+from bestie_pl.drawing import CELL, Picture, draw_cues, heat, sheet, to_picture, write_picture
 from bestie_pl.modules.peak_attention import PeakAttentionModule
 from bestie_pl.structures import Batch
 

@@ -81,17 +81,25 @@ def open_image(path: Path) -> Image.Image:
         FileNotFoundError: No such file.
         UserError: Not an image, truncated, beyond Pillow's pixel limit, or of a kind that has no defined 8-bit RGB.
     """
-    image = load_image(path)
+    return to_rgb(load_image(path), str(path))
+
+
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """The 8-bit RGB of an open image, as ``open_image`` says; ``name`` is what errors call it.
+
+    Raises:
+        ValueError: The image is of a kind that has no defined 8-bit RGB.
+    """
     if image.mode in GREY_16_BIT:
         values = np.asarray(image)
         if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
             raise UserError(
-                f"{path}: values {values.min()}..{values.max()}; expected 8 or 16 bits a channel: convert the image"
+                f"{name}: values {values.min()}..{values.max()}; expected 8 or 16 bits a channel: convert the image"
             )
         image = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
     elif image.mode in ("F", "LAB"):
         holds = "floating-point numbers" if image.mode == "F" else "LAB colours"
-        raise UserError(f"{path}: holds {holds}; expected 8 or 16 bits of grey or RGB: convert the image")
+        raise UserError(f"{name}: holds {holds}; expected 8 or 16 bits of grey or RGB: convert the image")
     elif image.has_transparency_data:
         image = image.convert("RGBA")  # else Pillow blends some palettes and not others
     return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it

@@ -10,10 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from pycocotools import mask as codec
 from torch import Tensor
 
 from bestie_pl.data.files import in_one_move
-from bestie_pl.structures import IGNORE
+from bestie_pl.ops.runs import paint_codes
+from bestie_pl.structures import IGNORE, Instances
 
 Picture = npt.NDArray[np.uint8]
 
@@ -26,6 +28,11 @@ GOLDEN_RATIO = 0.618034
 """Steps of the hue between neighbouring numbers: neighbours differ, and no number of colours has to be known."""
 HEAT = ((30, 0, 60), (150, 20, 130), (240, 80, 40), (255, 190, 0), (255, 255, 130))
 """Colours of the values from 0 to 1 in equal steps, ever lighter, so that they can be told apart without hues too."""
+
+FILL_OPACITY = 0.4
+"""Of a mask under its outline: what lies beneath can still be judged."""
+SMALLEST_OVERLAY = 512
+"""Images whose longer side is shorter are enlarged before text is written on them."""
 
 
 def color_of(number: int) -> tuple[int, int, int]:
@@ -58,6 +65,88 @@ def overlay(image: Picture, numbers: Tensor) -> Picture:
     return result
 
 
+def draw_instances(image: Picture, instances: Instances, class_names: Sequence[str]) -> Picture:
+    """Outline and tint each instance in a colour of its own, and write class and score on those that have room for it.
+
+    Better instances cover worse ones, their text too: a text that would cover another one, or is far wider than its
+    object, is shortened to the score or left out. An image with a longer side under 512 px is enlarged by a whole
+    factor, since no text could be read on it.
+
+    Args:
+        image: (H, W, 3).
+        instances: Of this image, best score first.
+        class_names: In the order of the classes' numbers.
+    """
+    factor = max(1, -(-SMALLEST_OVERLAY // max(image.shape[:2])))
+    count = len(instances)
+    ids = paint_codes(instances.masks[::-1], instances.size).numpy()
+    ids = np.where(ids > 0, count + 1 - ids, 0)
+    if factor > 1:
+        size = (factor * image.shape[1], factor * image.shape[0])
+        image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+        ids = ids.repeat(factor, 0).repeat(factor, 1)
+    colors = np.asarray([(0, 0, 0), *(color_of(number) for number in range(1, count + 1))], np.uint8)
+    thickness = max(2, round(max(image.shape[:2]) / 500))
+    outline, halo = _near_another(ids, thickness), _near_another(ids, thickness // 2)
+    picture = image.copy()
+    inside = ids > 0
+    tint = colors[ids[inside]]
+    picture[inside] = (picture[inside] * (1 - FILL_OPACITY) + tint * FILL_OPACITY).round().astype(np.uint8)
+    picture[outline & inside] = colors[ids[outline & inside]]
+    # a dark rim outside separates the line from a background of its colour
+    picture[halo & ~inside] = picture[halo & ~inside] // 3
+    return _write_labels(picture, ids, instances, class_names, colors)
+
+
+def _near_another(ids: npt.NDArray[np.int64], reach: int) -> npt.NDArray[np.bool_]:
+    """Whether a pixel with another number lies within ``reach`` pixels along an axis or a diagonal step."""
+    found = np.zeros(ids.shape, bool)
+    for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        for step in range(1, reach + 1 if 0 in (dy, dx) else round(reach / 1.4) + 1):
+            down, right = step * dy, step * dx
+            first = ids[: ids.shape[0] - down, max(0, -right) : ids.shape[1] - max(0, right)]
+            second = ids[down:, max(0, right) : ids.shape[1] - max(0, -right)]
+            differ = first != second
+            found[: ids.shape[0] - down, max(0, -right) : ids.shape[1] - max(0, right)] |= differ
+            found[down:, max(0, right) : ids.shape[1] - max(0, -right)] |= differ
+    return found
+
+
+def _write_labels(
+    picture: Picture, ids: npt.NDArray[np.int64], instances: Instances, class_names: Sequence[str], colors: Picture
+) -> Picture:
+    """Above the highest pixels of each instance that is seen, better ones first."""
+    height, width = ids.shape
+    font = ImageFont.load_default(min(48, max(13, round(max(height, width) / 50))))
+    ascent, descent = font.getmetrics() if isinstance(font, ImageFont.FreeTypeFont) else (FONT_SIZE, 0)
+    high = ascent + descent + 2
+    canvas = Image.fromarray(picture)
+    pen = ImageDraw.Draw(canvas)
+    used = np.zeros((height, width), bool)
+    boxes = codec.toBbox(list(instances.masks)) * (width / instances.size[1]) if len(instances) else []
+    for row, (x, y, w, h) in enumerate(np.asarray(boxes, int)):
+        seen = ids[y : y + h, x : x + w] == row + 1
+        if not seen.any():
+            continue
+        highest = seen.any(1).argmax()
+        middle, top = x + np.flatnonzero(seen[highest]).mean(), y + highest
+        score = f"{float(instances.scores[row]):.2f}"
+        for text in (f"{class_names[int(instances.classes[row])]} {score}", score):
+            wide = round(font.getlength(text)) + 6
+            left = int(min(max(0, middle - wide / 2), max(0, width - wide)))
+            upper = int(top - high if top >= high else top)
+            place = (slice(upper, upper + high), slice(left, left + wide))
+            if wide > 1.5 * w or high > h or used[place].any():
+                continue
+            used[place] = True
+            red, green, blue = (int(value) for value in colors[row + 1])
+            pen.rectangle([left, upper, left + wide - 1, upper + high - 1], fill=(red, green, blue))
+            light = 0.3 * red + 0.59 * green + 0.11 * blue > 110
+            pen.text((left + 3, upper + 1), text, fill="black" if light else "white", font=font)
+            break
+    return np.asarray(canvas)
+
+
 def heat(image: Picture, values: Tensor) -> Picture:
     """Lay a map (H, W) of values in [0, 1] over the image in grey: the larger the value, the lighter and denser."""
     strength = values.clamp(0, 1).cpu().numpy()[..., None]
@@ -66,6 +155,25 @@ def heat(image: Picture, values: Tensor) -> Picture:
     grey = image.mean(-1, keepdims=True)
     opacity = HEAT_OPACITY * np.sqrt(strength)
     picture: Picture = ((1 - opacity) * grey + opacity * colors).round().astype(np.uint8)
+    return picture
+
+
+def color_wheel(field: Tensor, *, longest: float | None = None) -> Picture:
+    """An offset field (2, H, W), (dy, dx), as colours: the hue says where an offset points, the strength how far.
+
+    Red points right, yellow-green down, cyan left, violet up; white is a pixel that stays where it is.
+
+    Args:
+        field: In pixels.
+        longest: Length with full strength; the longest of the field if omitted.
+    """
+    dy, dx = field.float().cpu().numpy()
+    length = np.hypot(dy, dx)
+    strength = np.clip(length / max(longest or float(length.max(initial=0)), 1e-6), 0, 1)
+    turns = np.arctan2(dy, dx) / (2 * np.pi) % 1
+    # each channel is full around its own third of the circle
+    shares = [np.clip(np.abs((turns * 6 + shift) % 6 - 3) - 1, 0, 1) for shift in (0, 4, 2)]
+    picture: Picture = (255 * (1 - strength[..., None] * (1 - np.stack(shares, -1)))).round().astype(np.uint8)
     return picture
 
 
@@ -150,6 +258,7 @@ def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, ro
 
 
 def write_picture(path: Path, image: Image.Image) -> None:
-    """Write a PNG file in one move: it is complete or not there."""
+    """Write a PNG file, or one of the kind that the suffix names, in one move: it is complete or not there."""
+    kind = Image.registered_extensions().get(path.suffix.lower(), "PNG")
     with in_one_move(path) as temporary:
-        image.save(temporary, format="PNG")
+        image.save(temporary, format=kind)

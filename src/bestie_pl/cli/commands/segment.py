@@ -1,0 +1,84 @@
+"""``bestie-pl segment``: a trained network and images of any kind -> overlays, label images, tables, COCO's JSON."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+from bestie_pl.data.files import check_unique, write_json
+from bestie_pl.prediction.engine import OVERLAP, TILE
+from bestie_pl.prediction.result import Result
+from bestie_pl.prediction.sources import find_files
+from bestie_pl.predictor import BestiePredictor
+
+KINDS = {"overlays": ".png", "labels": ".png", "tables": ".csv", "coco": ".json"}
+"""What can be written, each into a folder of this name, and how the files end."""
+
+
+def main(args: list[str]) -> int:
+    """Find the objects in the images that the command line names, and write what it asks for.
+
+    Raises:
+        FileNotFoundError: No such checkpoint or image.
+        ValueError: No checkpoint of a network that finds instances, a broken image, or two images of one name.
+    """
+    options = _parser().parse_args(args)
+    files = [named for source in options.sources for named in find_files(source)]
+    check_unique(Path(options.out), [name for name, _ in files])
+    predictor = BestiePredictor.load(
+        options.checkpoint,
+        image_scale=options.image_scale,
+        device=options.device,
+        tile=options.tile,
+        overlap=options.overlap,
+    )
+    out, kinds = Path(options.out), list(dict.fromkeys(options.write))
+    found = 0
+    for name, path in files:
+        (result,) = predictor(path)
+        result = result.above(options.min_score)
+        for kind in kinds:
+            _write(result, kind, out / kind / f"{name}{KINDS[kind]}")
+        counts = ", ".join(f"{count} {label}" for label, count in Counter(result.class_names).most_common())
+        print(f"{path}: {counts or 'nothing found'}", flush=True)
+        found += len(result)
+    print(f"{found} instances in {len(files)} images, written to " + ", ".join(f"{out / kind}" for kind in kinds))
+    return 0
+
+
+def _write(result: Result, kind: str, path: Path) -> None:
+    if kind == "overlays":
+        result.save(path)
+    elif kind == "labels":
+        result.to_label_image(path)
+    elif kind == "tables":
+        result.to_csv(path)
+    else:
+        rows = result.to_coco()
+        write_json(path, [{**row, "class": name} for row, name in zip(rows, result.class_names, strict=True)])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bestie-pl segment",
+        description="Find objects in images with a trained network. Large images are looked at tile by tile.",
+    )
+    add = parser.add_argument
+    add("sources", nargs="+", help="image files, folders, or patterns such as 'photos/*.jpg'")
+    add("--checkpoint", required=True, help="RUN/checkpoints/last.ckpt, or what `bestie-pl export` wrote")
+    add("--out", default="segmented", help="folder to write to (default: segmented)")
+    add(
+        "--write",
+        nargs="+",
+        choices=list(KINDS),
+        default=["overlays"],
+        help="overlays: pictures; labels: 16-bit images of numbers; tables: CSV of areas, centroids and boxes; coco: "
+        "JSON with run-length codes (default: overlays)",
+    )
+    add("--min_score", type=float, default=0.0, help="leave out instances with a lower score (default: 0)")
+    add("--image_scale", type=float, help="enlarge images by this factor (default: as in training)")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    add("--tile", type=int, default=TILE, help=f"side of a tile in pixels (default: {TILE})")
+    add("--overlap", type=int, default=OVERLAP, help=f"of neighbouring tiles (default: {OVERLAP})")
+    return parser

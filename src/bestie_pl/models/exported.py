@@ -1,0 +1,138 @@
+"""The network as a file that runs without this package, and such a file in the place of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from importlib.util import find_spec
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.nn import functional as F
+
+from bestie_pl.models.bestie import SIZE_STEP, STRIDE, BestieModel
+from bestie_pl.ops.enlargement import Enlargement
+from bestie_pl.structures import InstanceMaps
+
+ExportFormat = Literal["onnx", "torch"]
+FILES: dict[ExportFormat, str] = {"onnx": "model.onnx", "torch": "model.pt2"}
+
+OPSET = 18
+"""Of ONNX: the first that has everything the networks need, so that old runtimes take the file."""
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+EXAMPLE = (2, 3, 3 * SIZE_STEP, 2 * SIZE_STEP)
+"""Shape of the images that the network is followed with: no two numbers alike, none of them 1."""
+
+INPUT = "images"
+OUTPUTS = InstanceMaps._fields
+
+
+class _Core(nn.Module):
+    """RGB images in [0, 1] whose sides 32 divides -> maps at stride 4: normalisation and network."""
+
+    def __init__(self, model: BestieModel) -> None:
+        super().__init__()
+        # a copy in the usual memory format: to follow strides of unknown sizes takes minutes otherwise
+        self.network = deepcopy(model.network).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        self.register_buffer("mean", model.mean.clone())
+        self.register_buffer("std", model.std.clone())
+
+    def forward(self, images: Tensor) -> InstanceMaps:
+        maps: InstanceMaps = self.network((images - self.mean) / self.std)
+        return maps
+
+
+def follow(model: BestieModel) -> ExportedProgram:
+    """The network as a graph, for any number of images of any size that 32 divides."""
+    height, width = (SIZE_STEP * Dim(name, min=1, max=1024) for name in ("rows", "columns"))
+    core = _Core(model).eval().cpu()
+    return torch.export.export(
+        core, (torch.rand(EXAMPLE),), dynamic_shapes={INPUT: {0: Dim("batch", min=1, max=4096), 2: height, 3: width}}
+    )
+
+
+def write_program(model: BestieModel, path: Path) -> None:
+    """Write what ``torch.export`` makes of the network to ``path``, a new file."""
+    content = BytesIO()
+    torch.export.save(follow(model), content)
+    path.write_bytes(content.getvalue())
+
+
+def write_onnx(model: BestieModel, path: Path) -> None:
+    """Write the network as one ONNX file of opset 18 to ``path``, a new file.
+
+    Raises:
+        ValueError: A package of the extra ``onnx`` is missing.
+    """
+    require_onnx()
+    program = torch.onnx.export(
+        follow(model), dynamo=True, opset_version=OPSET, input_names=[INPUT], output_names=list(OUTPUTS), verbose=False
+    )
+    assert program is not None
+    program.save(path, external_data=False)
+
+
+def require_onnx() -> None:
+    """Raise ValueError unless the packages for ONNX are installed."""
+    if missing := [name for name in ONNX_PACKAGES if find_spec(name) is None]:
+        raise ValueError(f"ONNX needs {', '.join(missing)}: pip install 'bestie-pl[onnx]'; or use --format torch")
+
+
+class ExportedModel(nn.Module):
+    """A file that ``write_program`` or ``write_onnx`` made, in the place of the ``BestieModel`` that it was made of.
+
+    Runs on the CPU; where ONNX Runtime has something faster, there.
+
+    Args:
+        path: Ends in ``.pt2`` or ``.onnx``.
+        like: A model with the same settings; its weights are not used.
+
+    Raises:
+        ValueError: The file is damaged, or ONNX Runtime is not installed.
+    """
+
+    def __init__(self, path: Path, like: BestieModel) -> None:
+        super().__init__()
+        self.align_corners = like.align_corners
+        self._run = (_open_onnx if path.suffix == ".onnx" else _open_program)(path)
+        self._enlargement = like.enlargement
+        # no parameters of it: the model that it stands for is left out of this module
+        self._mean = like.mean.clone()
+
+    def forward(self, images: Tensor) -> InstanceMaps:
+        """See ``BestieModel.forward``."""
+        height, width = images.shape[-2:]
+        bottom, right = -height % SIZE_STEP, -width % SIZE_STEP
+        # the mean colour is what normalisation makes 0
+        filled = F.pad(images - self._mean, (0, right, 0, bottom)) + self._mean
+        h, w = -(-height // STRIDE), -(-width // STRIDE)
+        return InstanceMaps(*(values[..., :h, :w] for values in self._run(filled)))
+
+    def enlargement(self, maps: InstanceMaps, size: tuple[int, int]) -> Enlargement:
+        """See ``BestieModel.enlargement``."""
+        return self._enlargement(maps, size)
+
+
+def _open_program(path: Path) -> Callable[[Tensor], Any]:
+    try:
+        program = torch.export.load(path).module()
+    except Exception as error:  # a damaged archive fails in many ways
+        raise ValueError(f"{path}: cannot be read as a torch program ({type(error).__name__}); export again") from error
+    return lambda images: program(images)
+
+
+def _open_onnx(path: Path) -> Callable[[Tensor], Any]:
+    require_onnx()
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
+    except Exception as error:  # its own classes, of no common base but this
+        raise ValueError(f"{path}: cannot be read by ONNX Runtime ({error}); export again") from error
+    return lambda images: [
+        torch.from_numpy(values) for values in session.run(list(OUTPUTS), {INPUT: images.cpu().numpy()})
+    ]

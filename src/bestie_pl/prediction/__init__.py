@@ -1,0 +1,1 @@
+"""Everyday use of a network: from any source of images to results that can be looked at and written."""
