@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # the same names as in _HOME, for type checkers and editors
     from bestie_pl.models.bestie import BestieModel as BestieModel
     from bestie_pl.models.peak_attention import PeakAttentionModel as PeakAttentionModel
     from bestie_pl.modules.bestie import BestieModule as BestieModule
+    from bestie_pl.modules.grown_maps import GrownMaps as GrownMaps
     from bestie_pl.modules.imported_maps import ImportedMaps as ImportedMaps
     from bestie_pl.modules.peak_attention import PeakAttentionModule as PeakAttentionModule
     from bestie_pl.modules.semantic import SemanticModule as SemanticModule
@@ -51,6 +52,7 @@ _HOME = {
     "Cues": "structures",
     "FolderDataModule": "data.folder",
     "Geometry": "structures",
+    "GrownMaps": "modules.grown_maps",
     "ImportedMaps": "modules.imported_maps",
     "InstanceDataModule": "data.module",
     "InstanceMaps": "structures",

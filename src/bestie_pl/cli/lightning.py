@@ -29,6 +29,7 @@ from bestie_pl.data.folder import FolderDataModule
 from bestie_pl.data.shapes import ShapesDataModule
 from bestie_pl.data.voc import VOCDataModule
 from bestie_pl.modules.bestie import BestieModule
+from bestie_pl.modules.grown_maps import GrownMaps
 from bestie_pl.modules.imported_maps import ImportedMaps
 from bestie_pl.modules.layer_sync import SyncBatchNorm
 from bestie_pl.modules.peak_attention import PeakAttentionModule
@@ -40,6 +41,7 @@ __all__ = [
     "COCODataModule",
     "CueWriter",
     "FolderDataModule",
+    "GrownMaps",
     "ImportedMaps",
     "PeakAttentionModule",
     "PictureWriter",
