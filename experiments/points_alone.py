@@ -27,7 +27,8 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder of the nuclei data set")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=300, help="of each of the two trainings")
-    parser.add_argument("--round-steps", type=int, default=120, help="of the semantic round")
+    parser.add_argument("--round-steps", type=int, default=100, help="of the semantic round")
+    parser.add_argument("--crop-size", type=int, default=128, help="a quarter of the configuration's pixels")
     parser.add_argument("--runs", type=Path, default=Path("runs/points_alone"))
     parser.add_argument("--output", type=Path, default=Path("results/nuclei/points_alone.json"))
     arguments = parser.parse_args()
@@ -38,6 +39,7 @@ def main() -> None:
         f"--trainer.max_steps={arguments.steps}",
         "--trainer.limit_val_batches=0",  # nothing is chosen by scores
         "--data.init_args.num_workers=0",
+        f"--data.init_args.crop_size={arguments.crop_size}",
     ]
     given = fit_and_test(CONFIG, runs / "given" / f"seed{arguments.seed}", shared, threads=1, quiet=True)
     grown, retrained = runs / "grown", runs / f"round_seed{arguments.seed}"
@@ -58,6 +60,7 @@ def main() -> None:
         "seed": arguments.seed,
         "steps": arguments.steps,
         "round_steps": arguments.round_steps,
+        "crop_size": arguments.crop_size,
         "map_miou": {"grown": report(grown)["miou"], "retrained": report(retrained)["miou"]},
         "scores": scores,
         "share_of_given": {m: scores["points alone"][m] / scores["given maps"][m] for m in METRICS},
