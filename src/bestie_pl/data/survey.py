@@ -44,6 +44,9 @@ STEPS = {"cpu": (300, 600), "cuda": (1500, 20000)}
 LARGEST_CROP = {"cpu": 288, "cuda": 416}
 BATCH = {"cpu": 8, "cuda": 16}
 
+HEAD = 2**16
+"""Characters of a file that are looked at to tell what wrote it."""
+
 Device = Literal["cpu", "cuda"]
 
 
@@ -79,20 +82,21 @@ class Survey:
 def annotation_source(path: Path) -> str | None:
     """Which program wrote an annotation file, a key of ``READERS``; None if it is none that is known.
 
-    Tells files by their beginning: LabelMe's have ``shapes``, COCO's ``categories``, Label Studio's are lists of tasks,
-    VIA's have ``_via_`` fields or regions, CVAT's are XML.
+    Tells files by their beginning: LabelMe's have ``shapes``, COCO's images with ``file_name``, Label Studio's are lists
+    of tasks, VIA's have ``_via_`` fields or regions, CVAT's are XML.
     """
     suffix = path.suffix.lower()
     if suffix not in (".json", ".xml"):
         return None
-    head = path.read_text(encoding="utf-8-sig", errors="replace")
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        head = file.read(HEAD)
     if suffix == ".xml":
-        found = "cvat" if "<annotations>" in head[:2000] and "<image " in head else None
+        found = "cvat" if "<annotations>" in head and "<image " in head else None
     elif '"_via_' in head or '"shape_attributes"' in head:
         found = "via"
-    elif re.search(r'"shapes"\s*:', head) and re.search(r'"imagePath"\s*:', head):
+    elif re.search(r'"shapes"\s*:\s*\[', head):
         found = "labelme"
-    elif re.search(r'"categories"\s*:', head) and re.search(r'"images"\s*:', head):
+    elif re.search(r'"(file_name|category_id|supercategory)"\s*:', head) and head.lstrip().startswith("{"):
         found = "coco"
     elif head.lstrip().startswith("[") and re.search(r'"(annotations|completions)"\s*:', head):
         found = "labelstudio"

@@ -55,15 +55,15 @@ def main(args: list[str]) -> int:
 def commands(found: Survey, stages: list[str]) -> Iterator[str]:
     """The command lines of the whole way, in order."""
     config = {name: f"--config {found.root / 'configs' / name}.yaml" for name in stages}
+    # the first stage that is trained has all labels that are there by then
+    checked = next(name for name in stages if name != "maps")
     for name in stages:
-        if name == "instances":
+        if name == checked:
             yield f"bestie-pl data check {config[name]}"
         if name != "maps":
             yield f"bestie-pl fit {config[name]}"
-        if name == "maps":
-            yield f"bestie-pl predict {config[name]}"
-        elif name != "instances":
-            yield f"bestie-pl predict {config[name]} --ckpt_path last"
+        if name != "instances":
+            yield f"bestie-pl predict {config[name]}" + (" --ckpt_path last" if name != "maps" else "")
     if found.annotations is not None:
         yield f"bestie-pl test {config['instances']} --ckpt_path last"
     yield f"bestie-pl predict {config['instances']} --ckpt_path last --data.init_args.predict_images OTHER_IMAGES"
@@ -113,6 +113,7 @@ def configurations(found: Survey, device: Device) -> Iterator[tuple[str, str]]:
                 "supervision": "tags",
                 "semantic_source": Choice("none", "images and tags are all that it sees"),
                 "predict_split": found.splits[0],
+                **({} if found.splits[1] else {"val_split": Choice(found.splits[0], "there is no other")}),
                 "cues_dir": "Peak_points",
                 **shared,
                 "eval_batch_size": Choice(1, "images of different sizes are seen one by one anyway"),
