@@ -185,14 +185,18 @@ def settings(found: Survey, device: Device) -> dict[str, Choice]:
         chosen["object_scale"] = Choice(object_scale, why)
         if Geometry.sigma * object_scale < CELL:
             sigma = round(CELL / object_scale, 1)
-            why = f"{sigma * object_scale:.0f} px at this scale: a narrower Gaussian falls between the cells of the maps"
+            why = (
+                f"{sigma * object_scale:.0f} px at this scale: a narrower Gaussian falls between the cells of the maps"
+            )
             chosen["sigma"] = Choice(sigma, why)
         if Geometry.min_area * object_scale**2 < CELL**2:
             chosen["min_area"] = Choice(math.ceil(CELL**2 / object_scale**2), "one cell of the maps at this scale")
     side = short * scale
     crop = max(64, min(LARGEST_CROP[device], side) // 32 * 32)
     if found.points is None:
-        chosen["crop_size"] = Choice(crop, f"images are about {side} px: a crop without the object teaches its tag wrongly")
+        chosen["crop_size"] = Choice(
+            crop, f"images are about {side} px: a crop without the object teaches its tag wrongly"
+        )
     else:
         chosen["crop_size"] = Choice(crop, f"images are about {side} px; larger crops cost time on a {device.upper()}")
     batch = min(BATCH[device], found.train_images)
@@ -210,7 +214,9 @@ def _splits(root: Path, table: TagTable) -> tuple[str, str | None, str | None]:
     known = {name: name for name in table.splits} or files
     if "train" not in known:
         listed = f"; there are {', '.join(table.splits)}" if table.splits else ""
-        raise ValueError(f"{table.path}: no split `train`{listed}; add a column `split` that says train for these images")
+        raise ValueError(
+            f"{table.path}: no split `train`{listed}; add a column `split` that says train for these images"
+        )
     first = [next((known[name] for name in names if name in known), None) for names in (VAL_NAMES, TEST_NAMES)]
     return known["train"], first[0], first[1]
 

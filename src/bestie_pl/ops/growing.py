@@ -131,9 +131,7 @@ def _quantile(values: Tensor, share: float) -> float:
     return float(flat.kthvalue(max(1, min(len(flat), round(share * len(flat))))).values)
 
 
-def _object_probability(
-    image: Tensor, distance: Tensor, cell: Tensor, seed: Tensor, far: Tensor, count: int
-) -> Tensor:
+def _object_probability(image: Tensor, distance: Tensor, cell: Tensor, seed: Tensor, far: Tensor, count: int) -> Tensor:
     """(H, W) probability of each pixel to be object; ``distance`` is 1 where nearness says nothing."""
     smooth = F.avg_pool2d(image[None], 3, 1, 1, count_include_pad=False)[0]
     colors, cells = smooth.flatten(1).T, cell.flatten()

@@ -96,46 +96,55 @@ def configurations(found: Survey, device: Device) -> Iterator[tuple[str, str]]:
     trained = {**_fit(chosen, steps), "limit_val_batches": Choice(0, "nothing is chosen by scores")}
 
     if semantic_dir is None and found.points is not None:
-        yield "maps", _text(
-            "Semantic maps grown from the points alone, in Grown_maps; nothing is trained.",
-            {"callbacks": _writers("Grown_maps")},
-            found,
-            {**weak, "predict_split": found.splits[0], **shared, **lengths},
-            ("GrownMaps", {}),
+        yield (
+            "maps",
+            _text(
+                "Semantic maps grown from the points alone, in Grown_maps; nothing is trained.",
+                {"callbacks": _writers("Grown_maps")},
+                found,
+                {**weak, "predict_split": found.splits[0], **shared, **lengths},
+                ("GrownMaps", {}),
+            ),
         )
         semantic_dir = "Grown_maps"
     elif semantic_dir is None:
-        yield "classifier", _text(
-            "A classifier of the tags; predict writes its cues to Peak_points and its maps to CAM_maps.",
-            {**trained, "callbacks": [*_writers("CAM_maps"), {"class_path": "CueWriter"}]},
-            found,
-            {
-                "supervision": "tags",
-                "semantic_source": Choice("none", "images and tags are all that it sees"),
-                "predict_split": found.splits[0],
-                **({} if found.splits[1] else {"val_split": Choice(found.splits[0], "there is no other")}),
-                "cues_dir": "Peak_points",
-                **shared,
-                "eval_batch_size": Choice(1, "images of different sizes are seen one by one anyway"),
-                "scale_range": Choice([0.7, 1.1], "a crop without the tagged object would teach the wrong thing"),
-            },
-            (
-                "PeakAttentionModule",
+        yield (
+            "classifier",
+            _text(
+                "A classifier of the tags; predict writes its cues to Peak_points and its maps to CAM_maps.",
+                {**trained, "callbacks": [*_writers("CAM_maps"), {"class_path": "CueWriter"}]},
+                found,
                 {
-                    **BACKBONE,
-                    **{"width": 128, "pam_layers": 2, "alpha": 0.0, "pooling": "ngwp"},
-                    **_optimizer(0.001, chosen),
+                    "supervision": "tags",
+                    "semantic_source": Choice("none", "images and tags are all that it sees"),
+                    "predict_split": found.splits[0],
+                    **({} if found.splits[1] else {"val_split": Choice(found.splits[0], "there is no other")}),
+                    "cues_dir": "Peak_points",
+                    **shared,
+                    "eval_batch_size": Choice(1, "images of different sizes are seen one by one anyway"),
+                    "scale_range": Choice([0.7, 1.1], "a crop without the tagged object would teach the wrong thing"),
                 },
+                (
+                    "PeakAttentionModule",
+                    {
+                        **BACKBONE,
+                        **{"width": 128, "pam_layers": 2, "alpha": 0.0, "pooling": "ngwp"},
+                        **_optimizer(0.001, chosen),
+                    },
+                ),
             ),
         )
         semantic_dir = "CAM_maps"
     if semantic_dir != found.semantic_dir:
-        yield "semantic", _text(
-            f"The semantic branch learns {semantic_dir}; predict writes the better maps that it makes to Retrained_maps.",
-            {**_fit(chosen, _round(steps)), **_no_validation(), "callbacks": _writers("Retrained_maps")},
-            found,
-            {**weak, "semantic_dir": semantic_dir, "predict_split": found.splits[0], **shared, **lengths},
-            ("SemanticModule", {**NETWORK, **_optimizer(0.004, chosen)}),
+        yield (
+            "semantic",
+            _text(
+                f"The semantic branch learns {semantic_dir}; predict writes the better maps that it makes to Retrained_maps.",
+                {**_fit(chosen, _round(steps)), **_no_validation(), "callbacks": _writers("Retrained_maps")},
+                found,
+                {**weak, "semantic_dir": semantic_dir, "predict_split": found.splits[0], **shared, **lengths},
+                ("SemanticModule", {**NETWORK, **_optimizer(0.004, chosen)}),
+            ),
         )
         semantic_dir = "Retrained_maps"
     heatmap = {key: chosen[key] for key in ("sigma",) if key in chosen}
@@ -144,12 +153,15 @@ def configurations(found: Survey, device: Device) -> Iterator[tuple[str, str]]:
     validated = found.annotations is not None and found.splits[1] is not None
     every = max(1, steps // 4 * chosen["batch_size"].value // found.train_images)
     validation = {"check_val_every_n_epoch": Choice(every, "four times")} if validated else _no_validation()
-    yield "instances", _text(
-        "Masks of single objects.",
-        {**_fit(chosen, steps), **validation},
-        found,
-        {**weak, "semantic_dir": semantic_dir, **shared, **lengths},
-        ("BestieModule", {**NETWORK, **heatmap, **_optimizer(0.008, chosen), **center}),
+    yield (
+        "instances",
+        _text(
+            "Masks of single objects.",
+            {**_fit(chosen, steps), **validation},
+            found,
+            {**weak, "semantic_dir": semantic_dir, **shared, **lengths},
+            ("BestieModule", {**NETWORK, **heatmap, **_optimizer(0.008, chosen), **center}),
+        ),
     )
 
 
