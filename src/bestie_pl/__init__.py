@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # the same names as in _HOME, for type checkers and editors
     from bestie_pl.models.mask_rcnn import MaskRCNNModel as MaskRCNNModel
     from bestie_pl.models.peak_attention import PeakAttentionModel as PeakAttentionModel
     from bestie_pl.modules.bestie import BestieModule as BestieModule
+    from bestie_pl.modules.grown_maps import GrownMaps as GrownMaps
     from bestie_pl.modules.imported_maps import ImportedMaps as ImportedMaps
     from bestie_pl.modules.mask_rcnn import MaskRCNNModule as MaskRCNNModule
     from bestie_pl.modules.peak_attention import PeakAttentionModule as PeakAttentionModule
@@ -59,6 +60,7 @@ _HOME = {
     "Cues": "structures",
     "FolderDataModule": "data.folder",
     "Geometry": "structures",
+    "GrownMaps": "modules.grown_maps",
     "ImportedMaps": "modules.imported_maps",
     "InstanceDataModule": "data.module",
     "InstanceMaps": "structures",

@@ -39,6 +39,7 @@ from bestie_pl.data.folder import FolderDataModule
 from bestie_pl.data.shapes import ShapesDataModule
 from bestie_pl.data.voc import VOCDataModule
 from bestie_pl.modules.bestie import BestieModule
+from bestie_pl.modules.grown_maps import GrownMaps
 from bestie_pl.modules.imported_maps import ImportedMaps
 from bestie_pl.modules.layer_sync import SyncBatchNorm
 from bestie_pl.modules.mask_rcnn import MaskRCNNModule
@@ -53,6 +54,7 @@ __all__ = [
     "COCODataModule",
     "CueWriter",
     "FolderDataModule",
+    "GrownMaps",
     "ImportedMaps",
     "NewestState",
     "MaskRCNNModule",

@@ -18,6 +18,7 @@ VERBS = {
     "predict": "write instance masks for images",
 }
 COMMANDS: dict[str, str] = {
+    "init": "look at a folder of images and labels and write its configurations",
     "data": "check a data set: `bestie-pl data check --config CONFIG`",
     "convert": "turn a checkpoint of the authors' release into one of this package",
     "points": "turn what annotation programs write into points",

@@ -48,7 +48,8 @@ class Problem(NamedTuple):
 class ImageFacts:
     """What is read of one image; ``components`` counts those of a class by their number of cues, at most 2.
 
-    ``size`` (H, W) is None for an unreadable image. ``cues`` are all that there are, ``used_cues`` those that training
+    ``object_areas``: pixels of the component of each cue that lies in one, over its cues. ``size`` (H, W) is None for
+    an unreadable image. ``cues`` are all that there are, ``used_cues`` those that training
     uses: sure enough, and of a tagged class; ``cues_path`` is where they stand. ``fingerprint`` is the same for files
     with the same bytes.
     """
@@ -65,6 +66,7 @@ class ImageFacts:
     crowds: list[int] = field(default_factory=list)
     components: Counter[tuple[int, int]] = field(default_factory=Counter)
     small_components: Counter[int] = field(default_factory=Counter)
+    object_areas: list[float] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
     @contextmanager
@@ -227,7 +229,10 @@ class CheckedImages(Dataset[ImageFacts]):
         tags[0, facts.tags] = True
         components = label_components(tagged_classes(semantic[None], tags))
         row = component_of(components, cues)
-        count = row.bincount(minlength=len(components.area)).clamp(max=2)
+        inside = row.bincount(minlength=len(components.area))
+        # a region that holds several cues is as many objects
+        facts.object_areas = (components.area[1:] / inside[1:]).repeat_interleave(inside[1:]).tolist()
+        count = inside.clamp(max=2)
         table = torch.stack([components.classes, components.area, count], 1)[1:]
         for number, area, cues_inside in table.tolist():
             if area < self.min_area:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm  # type: ignore[import-untyped]  # a requirement of Lightning
 
 from bestie_pl.cli.lightning import BestieParser, data_parser, read_data_module
+from bestie_pl.data.advice import TrainingFacts, advice
 from bestie_pl.data.check import READ_ERRORS, CheckedImages, ImageFacts, Problem
 from bestie_pl.data.files import write_text
 from bestie_pl.data.formats.classes import alike
@@ -56,7 +57,7 @@ def main(args: list[str]) -> int:
         raise UserError(f"data must be an InstanceDataModule, whose splits can be read; got {type(data).__name__}")
     if options.workers < 0:
         raise UserError(f"--workers must be 0 or more, got {options.workers}")
-    check = DataCheck(data)
+    check = DataCheck(data, sigma=_setting(options.model, "sigma"))
     check.run(options.workers)
     # names of files need not be UTF-8
     print("\n".join(check.lines()).encode(errors="backslashreplace").decode())
@@ -91,6 +92,8 @@ class SplitSummary:
     components: Counter[tuple[int, int]] = field(default_factory=Counter)
     small_components: Counter[int] = field(default_factory=Counter)
     cues_per_image: Counter[int] = field(default_factory=Counter)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    object_areas: list[float] = field(default_factory=list)
 
     def add(self, facts: ImageFacts) -> None:
         """Count one image."""
@@ -100,6 +103,8 @@ class SplitSummary:
         else:
             self.heights[facts.size[0]] += 1
             self.widths[facts.size[1]] += 1
+            self.sizes[facts.size] += 1
+        self.object_areas += facts.object_areas
         self.cues_per_image[len(facts.cues)] += 1
         for name in ("tags", "objects", "crowds", "cues", "used_cues", "components", "small_components"):
             getattr(self, name).update(getattr(facts, name))
@@ -122,8 +127,8 @@ class SplitSummary:
 class DataCheck:
     """All splits of a data module: what they hold, and what is wrong with them."""
 
-    def __init__(self, data: InstanceDataModule) -> None:
-        self.data = data
+    def __init__(self, data: InstanceDataModule, *, sigma: float | None = None) -> None:
+        self.data, self.sigma = data, sigma
         self.findings: list[Finding] = []
         self.summaries: dict[str, SplitSummary] = {}
         self.same_images: dict[str, str] = {}
@@ -148,6 +153,9 @@ class DataCheck:
             if stage == "train" and (absent := [n for k, n in enumerate(self.data.class_names) if not summary.tags[k]]):
                 message = f"{', '.join(absent)}; nothing teaches them: correct the tags or the names of the classes"
                 self._find(stage, "", Problem("class without a training image", message, error=False))
+            if stage == "train" and isinstance(images.samples, TrainingSamples):
+                for kind, message in advice(self._facts(images, summary)):
+                    self._find(stage, "", Problem(kind, message, error=False))
 
     def lines(self) -> Iterator[str]:
         """The report for the terminal."""
@@ -215,6 +223,23 @@ class DataCheck:
                 self._read[stage] = images
                 yield stage, images
 
+    def _facts(self, images: CheckedImages, summary: SplitSummary) -> TrainingFacts:
+        data, tags = self.data, images.split.tags
+        assert tags is not None  # training needs them
+        return TrainingFacts(
+            class_names=data.class_names,
+            tags=tags,
+            sizes=list(summary.sizes.elements()),
+            areas=summary.object_areas,
+            supervision=data.supervision,
+            classifies=data.tags_only,
+            batch_size=data.batch_size,
+            crop_size=data.crop_size,
+            image_scale=data.image_scale,
+            object_scale=data.object_scale,
+            sigma=self.sigma,
+        )
+
     def _find(self, stage: str, image: str, problem: Problem) -> None:
         self.findings.append(Finding(stage, image, *problem))
 
@@ -243,6 +268,15 @@ def _parser() -> BestieParser:
     add("--workers", type=int, default=os.cpu_count() or 1, help="Processes that read")
     add("--json", type=str, help="File for all counts and problems")
     return parser
+
+
+def _setting(model: Any, name: str) -> float | None:
+    """A number among the settings of the model that the configuration describes, wherever it stands."""
+    if not isinstance(model, dict):
+        return None
+    if isinstance(value := model.get(name), int | float):
+        return float(value)
+    return next((found for part in model.values() if (found := _setting(part, name)) is not None), None)
 
 
 def _as_it_is(facts: Any) -> Any:

@@ -1,0 +1,294 @@
+"""``bestie-pl init``: look at a folder of images and labels, and write the configurations that fit it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # `bestie-pl init --help` answers without torch
+    from bestie_pl.data.survey import Choice, Device, Survey
+
+SEMANTIC_SHARE = 0.4
+"""Steps of the semantic round, relative to those of the training that follows."""
+
+BACKBONE: dict[str, Any] = {"backbone": "tf_efficientnet_lite0"}
+NETWORK: dict[str, Any] = {**BACKBONE, "decoder": "pyramid"}
+YAML_WORDS = ("true", "false", "yes", "no", "on", "off", "null", "y", "n", ".nan", ".inf")
+"""Strings that YAML would take for something else."""
+OPTIMIZER: dict[str, Any] = {"optimizer": "adamw", "backbone_lr_factor": 0.3, "weight_decay": 0.01}
+
+
+def main(args: list[str]) -> int:
+    """Write ``configs/*.yaml``, one a stage of the way to masks, and print the commands that come next.
+
+    Where there is no file of tags yet, ``tags.csv`` and ``points.json`` are made of the annotation files first.
+
+    Raises:
+        FileNotFoundError: No folder, no images, or no labels.
+        ValueError: Labels that nothing can be learnt from, or a file that is there already.
+    """
+    options = _parser().parse_args(args)
+    from bestie_pl.data.files import require_folder, write_text
+    from bestie_pl.data.survey import survey
+
+    root = require_folder(Path(options.folder), "a folder with images/ and labels")
+    require_folder(root / "images", "the images of the data set")
+    if not any((root / name).is_file() for name in ("tags.csv", "tags.json")):
+        _convert(root, overwrite=options.overwrite)
+    found = survey(root)
+    stages = dict(configurations(found, options.device or _device()))
+    folder = root / "configs"
+    if not options.overwrite and (present := [name for name in stages if (folder / f"{name}.yaml").exists()]):
+        raise ValueError(f"{folder / present[0]}.yaml is there already; give --overwrite to replace it")
+    for name, text in stages.items():
+        write_text(folder / f"{name}.yaml", text)
+    print("\n".join(_summary(found)))
+    print("Next:\n" + "\n".join(f"  {line}" for line in commands(found, list(stages))))
+    return 0
+
+
+def commands(found: Survey, stages: list[str]) -> Iterator[str]:
+    """The command lines of the whole way, in order."""
+    config = {name: f"--config {found.root / 'configs' / name}.yaml" for name in stages}
+    # the first stage that is trained has all labels that are there by then
+    checked = next(name for name in stages if name != "maps")
+    for name in stages:
+        if name == checked:
+            yield f"bestie-pl data check {config[name]}"
+        if name != "maps":
+            yield f"bestie-pl fit {config[name]}"
+        if name != "instances":
+            yield f"bestie-pl predict {config[name]}" + (" --ckpt_path last" if name != "maps" else "")
+    if found.annotations is not None:
+        yield f"bestie-pl test {config['instances']} --ckpt_path last"
+    yield f"bestie-pl predict {config['instances']} --ckpt_path last --data.init_args.predict_images OTHER_IMAGES"
+
+
+def configurations(found: Survey, device: Device) -> Iterator[tuple[str, str]]:
+    """Name and text of each stage's configuration, in the order in which they run.
+
+    Raises:
+        ValueError: Neither points nor tags that differ.
+    """
+    from bestie_pl.data.survey import Choice, settings
+
+    if found.points is None and not found.tags_differ:
+        raise ValueError(
+            f"{found.root}: no points, and all training images have the same tags, of which a classifier learns "
+            "nothing: set a point on each object (`bestie-pl points --help`), or add images without these classes"
+        )
+    chosen = settings(found, device)
+    steps = chosen["steps"].value
+    semantic_dir: Any = found.semantic_dir
+    shared = {key: chosen[key] for key in ("image_scale", "crop_size", "batch_size") if key in chosen}
+    lengths = {key: chosen[key] for key in ("object_scale", "min_area") if key in chosen}
+    weak: dict[str, Any] = {"supervision": "points" if found.points is not None else "tags"}
+    if found.points is not None:
+        weak["points"] = found.points
+    else:
+        weak["cues_dir"] = "Peak_points"
+        weak["cue_threshold"] = Choice(0.2, "a map is divided by its image's maximum, so small objects have weak cues")
+    trained = {**_fit(chosen, steps), "limit_val_batches": Choice(0, "nothing is chosen by scores")}
+
+    if semantic_dir is None and found.points is not None:
+        yield (
+            "maps",
+            _text(
+                "Semantic maps grown from the points alone, in Grown_maps; nothing is trained.",
+                {"callbacks": _writers("Grown_maps")},
+                found,
+                {**weak, "predict_split": found.splits[0], **shared, **lengths},
+                ("GrownMaps", {}),
+            ),
+        )
+        semantic_dir = "Grown_maps"
+    elif semantic_dir is None:
+        yield (
+            "classifier",
+            _text(
+                "A classifier of the tags; predict writes its cues to Peak_points and its maps to CAM_maps.",
+                {**trained, "callbacks": [*_writers("CAM_maps"), {"class_path": "CueWriter"}]},
+                found,
+                {
+                    "supervision": "tags",
+                    "semantic_source": Choice("none", "images and tags are all that it sees"),
+                    "predict_split": found.splits[0],
+                    **({} if found.splits[1] else {"val_split": Choice(found.splits[0], "there is no other")}),
+                    "cues_dir": "Peak_points",
+                    **shared,
+                    "eval_batch_size": Choice(1, "images of different sizes are seen one by one anyway"),
+                    "scale_range": Choice([0.7, 1.1], "a crop without the tagged object would teach the wrong thing"),
+                },
+                (
+                    "PeakAttentionModule",
+                    {
+                        **BACKBONE,
+                        **{"width": 128, "pam_layers": 2, "alpha": 0.0, "pooling": "ngwp"},
+                        **_optimizer(0.001, chosen),
+                    },
+                ),
+            ),
+        )
+        semantic_dir = "CAM_maps"
+    if semantic_dir != found.semantic_dir:
+        yield (
+            "semantic",
+            _text(
+                f"The semantic branch learns {semantic_dir}; predict writes the better maps that it makes to Retrained_maps.",
+                {**_fit(chosen, _round(steps)), **_no_validation(), "callbacks": _writers("Retrained_maps")},
+                found,
+                {**weak, "semantic_dir": semantic_dir, "predict_split": found.splits[0], **shared, **lengths},
+                ("SemanticModule", {**NETWORK, **_optimizer(0.004, chosen)}),
+            ),
+        )
+        semantic_dir = "Retrained_maps"
+    heatmap = {"geometry": {"sigma": chosen["sigma"]}} if "sigma" in chosen else {}
+    why = "the paper's 200 leaves the semantic branch behind in a training this short"
+    center = {} if steps > 2000 else {"loss_weights": {"center": Choice(20, why)}}
+    validated = found.annotations is not None and found.splits[1] is not None
+    every = max(1, steps // 4 * chosen["batch_size"].value // found.train_images)
+    validation = {"check_val_every_n_epoch": Choice(every, "four times")} if validated else _no_validation()
+    yield (
+        "instances",
+        _text(
+            "Masks of single objects.",
+            {**_fit(chosen, steps), **validation},
+            found,
+            {**weak, "semantic_dir": semantic_dir, **shared, **lengths},
+            ("BestieModule", {**NETWORK, **heatmap, **_optimizer(0.008, chosen), **center}),
+        ),
+    )
+
+
+def _fit(chosen: dict[str, Choice], steps: int) -> dict[str, Any]:
+    max_steps = chosen["steps"]._replace(value=steps)
+    return {"max_steps": max_steps if steps == chosen["steps"].value else steps, "gradient_clip_val": 20}
+
+
+def _no_validation() -> dict[str, Any]:
+    from bestie_pl.data.survey import Choice
+
+    return {"limit_val_batches": Choice(0, "needs no true masks")}
+
+
+def _round(steps: int) -> int:
+    return max(1, round(SEMANTIC_SHARE * steps))
+
+
+def _optimizer(lr: float, chosen: dict[str, Choice]) -> dict[str, Any]:
+    return {"optimization": {**OPTIMIZER, "lr": lr, "warmup_steps": chosen["warmup_steps"]}}
+
+
+def _writers(folder: str) -> list[dict[str, Any]]:
+    return [{"class_path": "SemanticMapWriter", "init_args": {"output_dir": folder}}]
+
+
+def _text(
+    purpose: str, trainer: dict[str, Any], found: Survey, data: dict[str, Any], model: tuple[str, dict[str, Any]]
+) -> str:
+    """The configuration as YAML: the one place that knows the keys' nesting."""
+    train, val, test = found.splits
+    splits = {"train_split": train, "val_split": val, "test_split": test}
+    defaults = {"train_split": "train", "val_split": "val", "test_split": None}
+    own = {key: value for key, value in splits.items() if value is not None and value != defaults[key]}
+    truth = {} if found.annotations is None else {"annotations": found.annotations}
+    name = {"GrownMaps": "maps", "PeakAttentionModule": "classifier", "SemanticModule": "semantic"}.get(
+        model[0], "instances"
+    )
+    tags = {} if (found.root / "tags.csv").is_file() else {"tags": "tags.json"}
+    content = {
+        "trainer": {**trainer, "default_root_dir": str(found.root / "runs" / name)},
+        "data": {
+            "class_path": "bestie_pl.FolderDataModule",
+            "init_args": {"root": str(found.root), **tags, **own, **truth, **data},
+        },
+        "model": {"class_path": f"bestie_pl.{model[0]}", "init_args": model[1]},
+    }
+    if not model[1]:
+        del content["model"]["init_args"]
+    return f"# {purpose} Written by `bestie-pl init`.\n" + "\n".join(_yaml(content)) + "\n"
+
+
+def _yaml(content: dict[str, Any], indent: str = "") -> Iterator[str]:
+    """Nested settings a line each, with the reason of a choice as comment. JSON values are YAML."""
+    from bestie_pl.data.survey import Choice
+
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield f"{indent}{key}:"
+            yield from _yaml(value, indent + "  ")
+        elif isinstance(value, Choice):
+            yield f"{indent}{key}: {_scalar(value.value)}  # {value.why}"
+        else:
+            yield f"{indent}{key}: {_scalar(value)}"
+
+
+def _scalar(value: Any) -> str:
+    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z_./][\w./{}-]*", value) and value.lower() not in YAML_WORDS
+    return str(value) if plain else json.dumps(value, ensure_ascii=False)
+
+
+def _convert(root: Path, *, overwrite: bool) -> None:
+    """Make ``tags.csv`` and ``points.json`` of the annotation files in the folder."""
+    from bestie_pl.cli.commands import points
+    from bestie_pl.data.files import write_text
+    from bestie_pl.data.survey import annotation_files, split_of_file
+
+    found = annotation_files(root)
+    if len(found) != 1:
+        what = f"annotations of {' and '.join(found)}" if found else "neither tags.csv nor annotation files"
+        raise FileNotFoundError(
+            f"{root}: {what}; expected tags.csv (image,tags,split), or what one annotation program wrote "
+            "(`bestie-pl points --help` lists them)"
+        )
+    ((source, files),) = found.items()
+    output = root / "points.json"
+    if output.exists() and not overwrite:
+        raise ValueError(f"{output} is there already, without tags.csv; give --overwrite to make both anew")
+    groups: dict[str, list[Path]] = {}
+    for path in files:
+        # only a COCO file is a whole split; others are an image or all images each
+        groups.setdefault(split_of_file(path) if source == "coco" else "train", []).append(path)
+    lines = ["image,tags,split"]
+    with tempfile.TemporaryDirectory() as folder:
+        for split, paths in groups.items():
+            made = Path(folder, split)
+            inputs = [*map(str, paths), "--from", source, "--images", str(root / "images")]
+            points.main([*inputs, "--output", f"{made}.json", "--tags", f"{made}.csv"])
+            rows = Path(f"{made}.csv").read_text(encoding="utf-8").splitlines()[1:]
+            lines += [row.removesuffix("train") + split for row in rows]
+        if "train" in groups:
+            write_text(output, Path(folder, "train.json").read_text(encoding="utf-8"))
+    write_text(root / "tags.csv", "\n".join(lines) + "\n")
+    print(f"wrote {output} and {root / 'tags.csv'}")
+
+
+def _device() -> Device:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _summary(found: Survey) -> Iterator[str]:
+    height, width = found.size
+    yield f"{found.root}: {found.train_images} training images of about {width} x {height} px, {len(found.class_names)} classes"
+    yield f"  points: {found.points or 'none'}; semantic maps: {found.semantic_dir or 'none'}; truth: {found.annotations or 'none'}"
+    if found.diameter is not None:
+        yield f"  objects are about {found.diameter:.0f} px wide"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bestie-pl init",
+        description="Look at FOLDER, with images/ and tags.csv, points.json or annotation files, and write "
+        "FOLDER/configs/*.yaml: a configuration for each stage of the training, with the reasons of its settings.",
+    )
+    parser.add_argument("folder", metavar="FOLDER")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="what will train; found out if omitted")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
+    return parser
