@@ -64,6 +64,7 @@ class SemanticMapWriter(ResumableWriter):
         background: Activation below which a pixel of a classifier's map is background.
         band: Activations this close to it are ignored (255).
         iterations: Rounds of refinement of a classifier's activations; 0 for none.
+        wide: Refine over larger distances, for objects of a quarter of the image (``ops.semantic.refine_widely``).
         overwrite: Predict and write all images anew.
         earlier_dir: Maps of the round before, to report how many pixels agree; relative as above.
     """
@@ -75,12 +76,14 @@ class SemanticMapWriter(ResumableWriter):
         background: float = BACKGROUND,
         band: float = BAND,
         iterations: int = ITERATIONS["activations"],
+        wide: bool = False,
         overwrite: bool = False,
         earlier_dir: str | None = None,
     ) -> None:
         super().__init__(overwrite)
         self.output_dir = output_dir
         self.background, self.band, self.iterations = background, band, iterations
+        self.wide = wide
         self.earlier_dir = earlier_dir
         if not (band >= 0 and background - band >= 0 and background + band < 1 and iterations >= 0):
             raise ValueError(
@@ -174,6 +177,7 @@ class SemanticMapWriter(ResumableWriter):
                 background=self.background,
                 band=self.band,
                 iterations=self.iterations,
+                wide=self.wide,
             )
             maps.append(resize_map(semantic, original))
         return tuple(maps)
@@ -211,7 +215,12 @@ class SemanticMapWriter(ResumableWriter):
         values = {name: _number(value) for name, value in figures.items()}
         settings = {name: getattr(pl_module, name) for name in SETTINGS if hasattr(pl_module, name)}
         if isinstance(pl_module, MakesActivations):
-            settings |= {"background": self.background, "band": self.band, "iterations": self.iterations}
+            settings |= {
+                "background": self.background,
+                "band": self.band,
+                "iterations": self.iterations,
+                "wide": self.wide,
+            }
         content: dict[str, Any] = {
             "folder": str(self.folder(trainer)),
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
