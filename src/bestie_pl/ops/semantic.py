@@ -115,11 +115,11 @@ def refine_widely(planes: Tensor, image: Tensor, *, iterations: int) -> Tensor:
 def stretch(planes: Tensor, *, least: float | None = None) -> Tensor:
     """Planes (P, H, W) moved and scaled so that each goes from 0, at ``least`` or its own least value, to 1.
 
-    A plane of one value becomes 0.
+    A plane of one value becomes 0, also where rounding makes its values differ.
     """
     low = planes.amin((1, 2), keepdim=True) if least is None else least
     high = (planes - low).amax((1, 2), keepdim=True)
-    return torch.where(high > 0, (planes - low) / high.clamp(min=torch.finfo(planes.dtype).tiny), 0.0)
+    return torch.where(high > 1e-4, (planes - low) / high.clamp(min=torch.finfo(planes.dtype).tiny), 0.0)
 
 
 class _Neighbors:
