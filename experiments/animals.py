@@ -179,7 +179,7 @@ class Chain:
 
     def supervised(self, name: str, trainings: int) -> None:
         """True instances, for as many steps as the semantic round and so many trainings have in all."""
-        self.run(name, "fit", "full", [f"--trainer.max_steps={250 + 200 * trainings}"])
+        self.run(name, "fit", "full", [f"--trainer.max_steps={150 + 150 * trainings}"])
         self.tested(name, "full")
 
     def points(self) -> None:
