@@ -26,7 +26,7 @@ from bestie_pl.ops.masks import resize_map
 from bestie_pl.ops.semantic import BACKGROUND, BAND, ITERATIONS, semantic_from_activations
 from bestie_pl.structures import IGNORE, Batch
 
-SETTINGS = ("use_tags", "mirror", "scales", "refine", "pamr_iterations", "background", "band")
+SETTINGS = ("use_tags", "mirror", "scales", "refine", "pamr_iterations", "foreground_threshold", "background", "band")
 """What the report repeats of a module's settings, as far as it has them."""
 
 

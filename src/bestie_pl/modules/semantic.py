@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 from bestie_pl.metrics.semantic import SemanticIoU
 from bestie_pl.models.bestie import BestieModel
-from bestie_pl.modules.initial_weights import refuse_other_network
+from bestie_pl.modules.initial_weights import load_network, refuse_other_network
 from bestie_pl.modules.schedule import adam_with_decay
 from bestie_pl.ops.instances import predict_semantic
 from bestie_pl.ops.losses import HARD_FRACTION, semantic_loss
 from bestie_pl.ops.masks import resize_map
-from bestie_pl.ops.semantic import ITERATIONS, refine_logits, with_every_tag
+from bestie_pl.ops.semantic import ITERATIONS, favour_foreground, refine_logits, with_every_tag
 from bestie_pl.structures import Batch, InstanceMaps, Recipe
 
 
@@ -48,15 +48,20 @@ class SemanticModule(pl.LightningModule):
         decoder: As for ``BestieModule``.
         backbone_weights: ``imagenet``, the path of a local file, or null for random weights. Read when training starts,
             never when a checkpoint is loaded.
+        init_from: Checkpoint of a SemanticModule or BestieModule with the same network, to go on from in another round.
+            Read when training starts, neither when it resumes nor when a checkpoint is loaded.
         recipe: ``release`` trains on the hardest fifth of the pixels.
         use_tags: ``predict`` allows an image its tagged classes only, and lets each be likely somewhere
             (``ops.semantic.with_every_tag``). That is what cleans the maps of training images; switch it off for images
             without tags. Validation and test never look at tags.
         mirror: ``predict`` averages the probabilities with those of the mirrored image.
         scales: Sizes relative to the image at which ``predict`` sees it; the probabilities are averaged.
-        refine: ``pamr`` refines the probabilities by the colours of the image; null leaves them as they are. Scores of
-            refined maps are logged beside the others and say so in their names.
+        refine: ``pamr`` refines the probabilities by the colours of the image, ``wide`` does so over larger distances,
+            for objects of a quarter of the image; null leaves them as they are. Scores of refined maps are logged
+            beside the others and say so in their names.
         pamr_iterations: Rounds of this refinement.
+        foreground_threshold: Probability of the tagged classes above which ``predict`` takes a pixel for one of them.
+            Maps from a classifier miss parts of the objects; below 0.5 they come back.
         optimizer: ``adam`` as in the paper, or ``adamw``.
         lr: Learning rate at its highest.
         backbone_lr_factor: Learning rate of the backbone relative to ``lr``.
@@ -74,12 +79,14 @@ class SemanticModule(pl.LightningModule):
         backbone: str = "hrnet_w48",
         decoder: Literal["heads", "pyramid", "panoptic_deeplab"] = "heads",
         backbone_weights: str | None = "imagenet",
+        init_from: str | None = None,
         recipe: Recipe = "paper",
         use_tags: bool = True,
         mirror: bool = True,
         scales: Sequence[float] = (1.0,),
-        refine: Literal["pamr"] | None = "pamr",
+        refine: Literal["pamr", "wide"] | None = "pamr",
         pamr_iterations: int = ITERATIONS["network"],
+        foreground_threshold: float = 0.5,
         optimizer: Literal["adam", "adamw"] = "adam",
         lr: float = 5e-5,
         backbone_lr_factor: float = 1.0,
@@ -94,13 +101,16 @@ class SemanticModule(pl.LightningModule):
             raise ValueError(f"class_names has {len(names)} names for num_classes={num_classes}; give one name a class")
         if not scales or min(scales) <= 0:
             raise ValueError(f"scales must be positive numbers, at least one, got {list(scales)}")
+        if not 0 < foreground_threshold < 1:
+            raise ValueError(f"foreground_threshold must be between 0 and 1, got {foreground_threshold}")
         class_names, scales = list(names), list(scales)  # a checkpoint holds plain types only
         self.save_hyperparameters()
         self.num_classes, self.class_names = num_classes, names
         self.recipe: Recipe = recipe
         self.use_tags, self.mirror, self.scales = use_tags, mirror, tuple(scales)
         self.refine, self.pamr_iterations = refine, pamr_iterations
-        self.backbone_weights = backbone_weights
+        self.foreground_threshold = foreground_threshold
+        self.backbone_weights, self.init_from = backbone_weights, init_from
         self.optimizer_name, self.lr, self.backbone_lr_factor = optimizer, lr, backbone_lr_factor
         self.weight_decay, self.warmup_steps = weight_decay, warmup_steps
 
@@ -111,8 +121,12 @@ class SemanticModule(pl.LightningModule):
         self.plain_iou, self.refined_iou = SemanticIoU(num_classes), SemanticIoU(num_classes)
 
     def on_fit_start(self) -> None:
-        """Read the backbone's weights, unless a checkpoint has just been restored."""
-        if self.backbone_weights is not None and self.trainer.ckpt_path is None:
+        """Read the weights that training starts from, unless a checkpoint has just been restored."""
+        if self.trainer.ckpt_path is not None:
+            return
+        if self.init_from is not None:
+            load_network(self.model, self.init_from)
+        elif self.backbone_weights is not None:
             self.model.load_backbone_weights(self.backbone_weights)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -157,8 +171,10 @@ class SemanticModule(pl.LightningModule):
             logits = _mean_probabilities([logits, mirrored])
         if tags is not None:
             logits = with_every_tag(logits, tags, sizes=batch.sizes)
-        if self.refine == "pamr":
+        if self.refine is not None:
             logits = self._refined(logits, batch)
+        if self.foreground_threshold != 0.5:
+            logits = favour_foreground(logits, self.foreground_threshold)
         return SemanticPrediction(_maps(logits, batch), agreement)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -191,7 +207,8 @@ class SemanticModule(pl.LightningModule):
         return _mean_probabilities(views)
 
     def _refined(self, logits: Tensor, batch: Batch) -> Tensor:
-        return refine_logits(logits, batch.images, sizes=batch.sizes, iterations=self.pamr_iterations)
+        wide = self.refine == "wide"
+        return refine_logits(logits, batch.images, sizes=batch.sizes, iterations=self.pamr_iterations, wide=wide)
 
     @torch.no_grad()
     def _evaluate(self, batch: Batch) -> None:
@@ -199,7 +216,7 @@ class SemanticModule(pl.LightningModule):
             return
         logits = self(batch.images)
         found = [(self.plain_iou, _maps(logits, batch))]
-        if self.refine == "pamr":
+        if self.refine is not None:
             found.append((self.refined_iou, _maps(self._refined(logits, batch), batch)))
         for metric, maps in found:
             for predicted, true in zip(maps, batch.semantic_references, strict=True):

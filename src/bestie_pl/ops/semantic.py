@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import product
 
@@ -103,13 +104,16 @@ def refine_widely(planes: Tensor, image: Tensor, *, iterations: int) -> Tensor:
     """
     if iterations == 0 or len(planes) == 0:
         return planes.float().clone()
+    return stretch(_refined_at_half_size(planes, image, iterations=iterations), least=0.0)
+
+
+def _refined_at_half_size(planes: Tensor, image: Tensor, *, iterations: int) -> Tensor:
     height, width = planes.shape[1:]
     size = ((height + 1) // 2, (width + 1) // 2)
     small = F.interpolate(image.float()[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
     maps = F.interpolate(planes.float()[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
     refined = pixel_adaptive_refinement(maps, small, dilations=WIDE_DILATIONS, iterations=iterations)
-    large = F.interpolate(refined[None], (height, width), mode="bilinear", align_corners=False)[0]
-    return stretch(large, least=0.0)
+    return F.interpolate(refined[None], (height, width), mode="bilinear", align_corners=False)[0]
 
 
 def stretch(planes: Tensor, *, least: float | None = None) -> Tensor:
@@ -248,6 +252,7 @@ def refine_logits(
     sizes: Sequence[tuple[int, int]],
     tags: Tensor | None = None,
     iterations: int = ITERATIONS["network"],
+    wide: bool = False,
 ) -> Tensor:
     """Refine a network's class probabilities by the colours of each image.
 
@@ -261,6 +266,7 @@ def refine_logits(
         tags: (B, C) bool: only these classes and background are possible, an oracle unless the tags are training
             labels; all if omitted.
         iterations: of ``pixel_adaptive_refinement``.
+        wide: over larger distances, at half the size, as ``refine_widely`` does.
 
     Returns:
         (B, C + 1, H, W) float32 log-probabilities; unrefined in the padding; for a probability of 0, that of
@@ -279,12 +285,29 @@ def refine_logits(
         part = whole[:, :height, :width]
         possible = part.flatten(1).amax(1) >= (1 - 1e-4) / len(part)
         rest = part[~possible].sum(0, keepdim=True)
-        refined = pixel_adaptive_refinement(
-            torch.cat([part[possible], rest]), image[:, :height, :width], iterations=iterations
-        )
+        refine = _refined_at_half_size if wide else pixel_adaptive_refinement
+        refined = refine(torch.cat([part[possible], rest]), image[:, :height, :width], iterations=iterations)
         part[possible] = refined[:-1]
         part[~possible] = refined[-1:] / (~possible).sum()
     return probabilities.clamp(min=torch.finfo(torch.float32).tiny).log()
+
+
+def favour_foreground(logits: Tensor, threshold: float) -> Tensor:
+    """Log-probabilities after whose shift a pixel is foreground where its foreground probability was ``threshold``.
+
+    A network that learnt from maps which miss parts of the objects takes these parts for foreground with a probability
+    that is too low, but higher than elsewhere.
+
+    Args:
+        logits: (B, C + 1, H, W), channel 0 is background; log-probabilities will do.
+        threshold: In (0, 1): probability of background against one class at which both become equally likely.
+
+    >>> favour_foreground(torch.tensor([0.7, 0.3]).log().view(1, 2, 1, 1), 0.3).exp().flatten()
+    tensor([0.5000, 0.5000])
+    """
+    shifted = logits.float().clone()
+    shifted[:, 0] += math.log(threshold / (1 - threshold))
+    return shifted.log_softmax(1)
 
 
 @torch.no_grad()
