@@ -55,6 +55,13 @@ KINDS = {
     "tags, another round": ("round2", "full_longer"),
 }
 """What is compared with full supervision, and with which: one that has as many steps in all."""
+WRITTEN = {
+    "CAM_maps": "of the classifier",
+    "Retrained_maps": "of the semantic round",
+    "Retrained2_maps": "of another semantic round",
+    "round2_maps": "of the network that learnt instances",
+}
+"""The maps that trainings learn from."""
 CUE_THRESHOLD = 0.2
 """That of configs/animals/tags.yaml."""
 
@@ -143,7 +150,9 @@ class Chain:
         learnt = [self.cues, f"--data.init_args.semantic_dir={self.below_root('CAM_maps')}"]
         self.run("semantic", "fit", "semantic", learnt)
         self.write_maps("semantic", "Retrained_maps", "CAM_maps")
-        self.run("tags", "fit", "tags", self.start("semantic", "Retrained_maps"))
+        self.run("semantic2", "fit", "semantic", self.start("semantic", "Retrained_maps"))
+        self.write_maps("semantic2", "Retrained2_maps", "Retrained_maps")
+        self.run("tags", "fit", "tags", self.start("semantic2", "Retrained2_maps"))
         self.tested("tags", "tags")
 
     def write_maps(self, stage: str, maps: str, before: str) -> None:
@@ -178,25 +187,25 @@ class Chain:
             self.run(folder, "predict", "classifier", given, reads="classifier")
 
     def supervised(self, name: str, trainings: int) -> None:
-        """True instances, for as many steps as the semantic round and so many trainings have in all."""
-        self.run(name, "fit", "full", [f"--trainer.max_steps={150 + 150 * trainings}"])
+        """True instances, for as many steps as two semantic rounds and so many trainings have in all."""
+        self.run(name, "fit", "full", [f"--trainer.max_steps={150 * (2 + trainings)}"])
         self.tested(name, "full")
 
     def points(self) -> None:
-        """One point per object, on the maps of the semantic round."""
+        """One point per object, on the maps of the semantic rounds."""
         if not (self.root / "points.json").exists():
             source = str(self.root / "instances_train.json")
             command("points", "--from", "coco", source, "--output", str(self.root / "points.json"))
-        given = [option for option in self.start("semantic", "Retrained_maps") if option != self.cues]
+        given = [option for option in self.start("semantic2", "Retrained2_maps") if option != self.cues]
         self.run("points", "fit", "points", given)
         self.run("points", "test", "points", reads="points")
         self.run("points_refined", "test", "points", ["--model.init_args.refine_at_test=pamr"], reads="points")
 
     def another_round(self) -> None:
         """Labels and maps from the network of ``tags``, and a training on them that goes on from it."""
-        given = ["--config", "configs/labels.yaml", *self.start("tags", "Retrained_maps")]
+        given = ["--config", "configs/labels.yaml", *self.start("tags", "Retrained2_maps")]
         self.run("tags", "predict", "tags", given, reads="tags")
-        self.write_maps("tags", "round2_maps", "Retrained_maps")
+        self.write_maps("tags", "round2_maps", "Retrained2_maps")
         given = [*self.start("tags", "round2_maps"), f"--data.init_args.labels_from={self.folder / 'tags/predictions'}"]
         self.run("round2", "fit", "tags", given)
         self.tested("round2", "tags")
@@ -230,8 +239,7 @@ class Tables:
         for name in MAPS:
             folder = self.chain.folder / f"dev_{name.replace(', ', '_').replace(' ', '_')}" / "maps"
             rows[f"{name} (development split)"] = quality(folder, self.truth, dev)
-        written = {"CAM_maps": "what the semantic round learns from", "Retrained_maps": "what the semantic round gives"}
-        for folder_name, name in (written | {"round2_maps": "what another round gives"}).items():
+        for folder_name, name in WRITTEN.items():
             folder = self.chain.root / self.chain.below_root(folder_name)
             for part, names in (("development split", dev), ("others", set(self.truth) - dev)):
                 rows[f"{name} ({part})"] = quality(folder, self.truth, names)
