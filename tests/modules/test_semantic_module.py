@@ -160,7 +160,7 @@ def test_a_lower_threshold_gives_more_foreground_and_never_less() -> None:
     images, tags = torch.rand(1, 3, 64, 64), torch.tensor([[False, True, False, True, False]])
     first = SemanticModule(5, **SMALL)
     maps = []
-    for threshold in (0.7, 0.5, 0.3):
+    for threshold in (0.99, 0.5, 0.01):
         module = SemanticModule(5, **SMALL, foreground_threshold=threshold).eval()
         module.load_state_dict(first.state_dict())
         maps.append(module.predict_step(batch_of(images, ((64, 64),), tags), 0).maps[0])
