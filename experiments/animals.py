@@ -25,10 +25,13 @@ from experiment import ANEW, METRICS, ROOT, clear, command
 from PIL import Image
 from pycocotools import mask as rle
 
+from bestie_pl import BestieModule, FolderDataModule
 from bestie_pl.data.files import write_json
 from bestie_pl.metrics.semantic import SemanticIoU
 from bestie_pl.modules.callbacks import environment
-from bestie_pl.structures import IGNORE
+from bestie_pl.modules.drawing import overlay, sheet, write_picture
+from bestie_pl.ops.masks import paint
+from bestie_pl.structures import IGNORE, Instances
 
 RESULTS = Path("results/animals")
 DEV_EVERY = 5
@@ -62,6 +65,7 @@ WRITTEN = {
     "round2_maps": "of the network that learnt instances",
 }
 """The maps that trainings learn from."""
+PICTURES = 8
 CUE_THRESHOLD = 0.2
 """That of configs/animals/tags.yaml."""
 
@@ -95,6 +99,7 @@ def main() -> None:
             chain.supervised("full_longer", 2)
         tables.maps()
         tables.instances()
+        draw(chain, ROOT / arguments.results / "test.png")
 
 
 @dataclass
@@ -283,6 +288,45 @@ class Tables:
         head = {"metric": metric, "command": "python experiments/animals.py ROOT", "environment": environment()}
         seconds = stored["seconds"] | {str(seed): self.chain.seconds()}
         write_json(path, head | {"rows": content, "seconds": seconds})
+
+
+def draw(chain: Chain, path: Path) -> None:
+    """What the networks of the first seed find on some test photographs, chosen by their names."""
+    stages = {"tags": "tags", "tags, another round": "round2", "points": "points", "full supervision": "full"}
+    checkpoints = {title: chain.folder / name / "checkpoints/last.ckpt" for title, name in stages.items()}
+    checkpoints = {title: checkpoint for title, checkpoint in checkpoints.items() if checkpoint.exists()}
+    if path.exists() or not checkpoints:
+        return
+    names = photographs(chain.root, "test")[::PICTURE_EVERY][:PICTURES]
+    (chain.root / "pictures.txt").write_text("".join(f"{name}\n" for name in names))
+    modules = [BestieModule.load_from_checkpoint(file, map_location="cpu").eval() for file in checkpoints.values()]
+    data = FolderDataModule(
+        str(chain.root),
+        annotations="instances_test.json",
+        test_split="pictures.txt",
+        supervision="full",
+        image_scale=0.45,
+        eval_batch_size=1,
+        num_workers=0,
+    )
+    data.setup("test")
+    rows = []
+    for raw in data.test_dataloader():
+        batch = data.on_after_batch_transfer(raw, 0)
+        assert batch.references is not None
+        with Image.open(chain.root / "images" / f"{batch.names[0]}.jpg") as file:
+            image = np.asarray(file.convert("RGB"))
+        found = [module.predict_instances(batch)[0][0] for module in modules]
+        shown = [*(worst_first(instances) for instances in found), batch.references[0]]
+        rows.append([image, *(overlay(image, paint(instances)) for instances in shown)])
+    write_picture(path, sheet(rows, ["photograph", *checkpoints, "ground truth"]))
+
+
+def worst_first(instances: Instances) -> Instances:
+    """The order in which better ones are painted over worse ones."""
+    order = instances.scores.argsort()
+    masks = tuple(instances.masks[number] for number in order.tolist())
+    return Instances(masks, instances.classes[order], instances.scores[order], instances.size)
 
 
 def photographs(root: Path, split: str) -> list[str]:
