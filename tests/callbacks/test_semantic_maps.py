@@ -76,7 +76,7 @@ def test_maps_of_a_classifier_are_written_in_the_release_format(shapes_folder: P
         assert set(np.unique(image)) <= {0, 255, *(c + 1 for c in tags[path.stem])}
     report = json.loads((tmp_path / "semantic_maps.json").read_text())
     assert report["figures"]["images"] == 16 and report["figures"]["tag_precision"] == 1
-    assert report["settings"] == {"background": 0.5, "band": 0.15, "iterations": 3}
+    assert report["settings"] == {"background": 0.5, "band": 0.15, "iterations": 3, "wide": False}
     assert "miou" not in report, "no truth was asked for"
 
 

@@ -56,7 +56,7 @@ def test_the_semantic_round_and_a_training_that_starts_from_it(root: Path, tmp_p
     run("fit", *bestie, f"--model.init_args.init_from={first}", "--trainer.max_steps=2")
     run("test", *bestie, "--ckpt_path=last", "--model.init_args.inference.refine=pamr")
     content = json.loads((tmp_path / "bestie" / "scores_test.json").read_text())
-    assert content["refine_at_test"] == "pamr"
+    assert content["inference"]["refine"] == "pamr"
     assert content["scores"] and all(name.startswith("test_pamr/") for name in content["scores"])
 
 

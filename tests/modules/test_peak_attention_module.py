@@ -197,6 +197,16 @@ def test_mirroring_an_image_mirrors_its_maps() -> None:
     assert torch.allclose(plain, mirrored.flip(-1), atol=1e-4) and plain.max() > 0.5
 
 
+def test_affinity_changes_the_maps_but_not_the_cues() -> None:
+    batch = make_batch((64, 64), (48, 40))
+    plain, spread = (ready_module(affinity=on, scales=(1.0, 1.5)).predict_step(batch, 0) for on in (False, True))
+    for one, other in zip(plain.cues, spread.cues, strict=True):
+        assert one.yx.equal(other.yx)
+    for one, other in zip(plain.activations, spread.activations, strict=True):
+        assert one.shape == other.shape and not one.allclose(other)
+        torch.testing.assert_close(other.amax((1, 2)), torch.ones(len(other)))
+
+
 def test_cues_and_maps_have_scales_of_their_own() -> None:
     """Each is what it would be if both had its scales."""
     batch = make_batch((48, 64))

@@ -160,6 +160,41 @@ def test_predicted_maps_are_of_probabilities_averaged_over_scales() -> None:
         SemanticModule(5, **settings, scales=[0.0])
 
 
+def test_a_lower_threshold_gives_more_foreground_and_never_less() -> None:
+    torch.manual_seed(0)
+    images, tags = torch.rand(1, 3, 64, 64), torch.tensor([[False, True, False, True, False]])
+    first = SemanticModule(5, **SMALL)
+    maps = []
+    for threshold in (0.99, 0.5, 0.01):
+        module = SemanticModule(5, **SMALL, foreground_threshold=threshold).eval()
+        module.load_state_dict(first.state_dict())
+        maps.append(module.predict_step(batch_of(images, ((64, 64),), tags), 0).maps[0])
+    for less, more in zip(maps, maps[1:], strict=False):
+        assert torch.equal(less[less > 0], more[less > 0])
+    assert (maps[0] > 0).sum() < (maps[2] > 0).sum()
+    with pytest.raises(ValueError, match="foreground_threshold"):
+        SemanticModule(5, **SMALL, foreground_threshold=1.0)
+
+
+def test_wide_refinement_goes_into_the_maps_and_the_names_of_scores(shapes_folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    batch = batch_of(torch.rand(1, 3, 64, 64), ((64, 64),), torch.ones(1, 5, dtype=torch.bool))
+    near, wide = (SemanticModule(5, **SMALL, refine=refine).eval() for refine in ("pamr", "wide"))
+    wide.load_state_dict(near.state_dict())
+    assert not torch.equal(near.predict_step(batch, 0).maps[0], wide.predict_step(batch, 0).maps[0])
+    (scores,) = make_trainer(tmp_path).test(wide, make_data(shapes_folder), verbose=False)
+    assert {"test/miou", "test_wide/miou"} <= scores.keys()
+
+
+def test_another_round_goes_on_from_the_one_before(
+    semantic_checkpoint: Path, shapes_folder: Path, tmp_path: Path
+) -> None:
+    trained = torch.load(semantic_checkpoint, weights_only=True)["state_dict"]
+    module = SemanticModule(5, **{**SMALL, "backbone_weights": "absent.pth"}, init_from=str(semantic_checkpoint))
+    make_trainer(tmp_path, max_steps=1, limit_train_batches=0).fit(module, make_data(shapes_folder))
+    assert all(torch.equal(value, trained[f"model.{name}"]) for name, value in module.model.state_dict().items())
+
+
 def test_bestie_starts_from_the_semantic_round(semantic_checkpoint: Path, shapes_folder: Path, tmp_path: Path) -> None:
     trained = torch.load(semantic_checkpoint, weights_only=True)["state_dict"]
     module = BestieModule(

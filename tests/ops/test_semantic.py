@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bestie_pl.ops.instances import find_instances, predict_semantic
-from bestie_pl.ops.semantic import pixel_adaptive_refinement, refine_logits, semantic_from_activations, with_every_tag
+from bestie_pl.ops.semantic import (
+    pixel_adaptive_refinement,
+    refine_logits,
+    refine_widely,
+    semantic_from_activations,
+    stretch,
+    with_every_tag,
+)
 from bestie_pl.recipe import PAPER
 from bestie_pl.structures import Geometry, InstanceMaps
 
@@ -210,3 +217,46 @@ def test_log_probabilities_serve_find_instances() -> None:
     labels, semantic = find_instances(maps, geometry=Geometry(), rules=PAPER, clustering=False)
     assert overlap(semantic[0] == 1, disc) > 0.95
     assert float(labels.weight.max()) == pytest.approx(float(refined[0, 1].exp()[semantic[0] == 1].mean()), abs=1e-4)
+
+
+def square_on_ground() -> tuple[torch.Tensor, torch.Tensor]:
+    """An image of a square of 40 px in another colour than the ground, and where it is."""
+    inside = torch.zeros(80, 80, dtype=torch.bool)
+    inside[20:60, 20:60] = True
+    return torch.where(inside, 0.8, 0.2).expand(3, 80, 80) + 0.01 * torch.rand(3, 80, 80), inside
+
+
+def test_wide_refinement_fills_an_object_from_its_middle() -> None:
+    torch.manual_seed(0)
+    image, inside = square_on_ground()
+    blob = torch.zeros(1, 80, 80)
+    blob[0, 32:48, 32:48] = 1  # a sixth of the square
+    wide = refine_widely(blob, image, iterations=60)[0]
+    assert wide[22:58, 22:58].min() > 0.35 > wide[~inside].quantile(0.99)
+    assert pixel_adaptive_refinement(blob, image, iterations=40)[0, 22:58, 22:58].min() < 0.35
+
+
+def test_wide_refinement_ends_at_one_and_needs_no_rounds() -> None:
+    planes, image = torch.rand(2, 21, 14) / 2, torch.rand(3, 21, 14)
+    refined = refine_widely(planes, image, iterations=3)
+    assert refined.shape == planes.shape and refined.dtype == torch.float32
+    torch.testing.assert_close(refined.amax((1, 2)), torch.ones(2))
+    assert refine_widely(planes, image, iterations=0).equal(planes)
+    assert refine_widely(planes[:0], image, iterations=3).shape == (0, 21, 14)
+
+
+def test_stretching() -> None:
+    planes = torch.tensor([[[0.2, 0.6, 1.0]], [[0.5, 0.5, 0.5]]])
+    torch.testing.assert_close(stretch(planes), torch.tensor([[[0.0, 0.5, 1.0]], [[0.0, 0.0, 0.0]]]))
+    torch.testing.assert_close(stretch(planes, least=0.0)[0], planes[0])
+
+
+def test_a_map_is_refined_widely_where_asked_to() -> None:
+    torch.manual_seed(0)
+    image, inside = square_on_ground()
+    blob = torch.zeros(2, 80, 80)
+    blob[1, 32:48, 32:48] = 1
+    semantic = semantic_from_activations(
+        blob, torch.tensor([False, True]), image, background=0.35, band=0.0, iterations=60, wide=True
+    )
+    assert ((semantic == 2) == inside).float().mean() > 0.95

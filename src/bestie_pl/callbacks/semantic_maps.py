@@ -28,7 +28,7 @@ from bestie_pl.ops.masks import resize_map
 from bestie_pl.ops.semantic import BACKGROUND, BAND, ITERATIONS, semantic_from_activations
 from bestie_pl.structures import IGNORE, Batch
 
-SETTINGS = ("use_tags", "mirror", "scales", "refine", "pamr_iterations", "background", "band")
+SETTINGS = ("use_tags", "mirror", "scales", "refine", "pamr_iterations", "foreground_threshold", "background", "band")
 """What the report repeats of a module's settings, as far as it has them."""
 
 
@@ -66,6 +66,7 @@ class SemanticMapWriter(ResumableWriter):
         background: Activation below which a pixel of a classifier's map is background.
         band: Activations this close to it are ignored (255).
         iterations: Rounds of refinement of a classifier's activations; 0 for none.
+        wide: Refine over larger distances, for objects of a quarter of the image (``ops.semantic.refine_widely``).
         overwrite: Predict and write all images anew.
         earlier_dir: Maps of the round before, to report how many pixels agree; relative as above.
     """
@@ -79,12 +80,14 @@ class SemanticMapWriter(ResumableWriter):
         background: float = BACKGROUND,
         band: float = BAND,
         iterations: int = ITERATIONS["activations"],
+        wide: bool = False,
         overwrite: bool = False,
         earlier_dir: str | None = None,
     ) -> None:
         super().__init__(overwrite)
         self.output_dir = output_dir
         self.background, self.band, self.iterations = background, band, iterations
+        self.wide = wide
         self.earlier_dir = earlier_dir
         if not (band >= 0 and background - band >= 0 and background + band < 1 and iterations >= 0):
             raise ValueError(
@@ -104,7 +107,7 @@ class SemanticMapWriter(ResumableWriter):
 
     def settings(self) -> Mapping[str, Any]:
         """How activations become maps."""
-        return {"background": self.background, "band": self.band, "iterations": self.iterations}
+        return {name: getattr(self, name) for name in ("background", "band", "iterations", "wide")}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check the folders, and leave out the finished images."""
@@ -178,6 +181,7 @@ class SemanticMapWriter(ResumableWriter):
                 background=self.background,
                 band=self.band,
                 iterations=self.iterations,
+                wide=self.wide,
             )
             maps.append(resize_map(semantic, original))
         return tuple(maps)

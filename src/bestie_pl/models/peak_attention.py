@@ -227,6 +227,18 @@ class PeakAttentionModel(nn.Module):
         maps: Tensor = self.network(x, alpha)
         return maps[..., : -(-height // fine), : -(-width // fine)]
 
+    def fine_features(self, images: Tensor) -> Tensor:
+        """The backbone's features (B, F, h, w) at the stride and of the size of the class maps."""
+        if isinstance(self.network, VGG16Classifier):
+            raise ValueError("the released VGG16 has no features at the stride of its class maps")
+        height, width = images.shape[-2:]
+        fine, coarse = self.strides[0], self.strides[-1]
+        x = F.pad((images - self.mean) / self.std, (0, -width % coarse, 0, -height % coarse))
+        features: Tensor = self.network.backbone(x.contiguous(memory_format=torch.channels_last))[
+            self.network.levels[0]
+        ]
+        return features[..., : -(-height // fine), : -(-width // fine)]
+
     def logits(self, maps: Tensor) -> Tensor:
         """Logits (B, C) of images from their class maps."""
         logits = pool(maps, self.pooling)

@@ -12,8 +12,9 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from bestie_pl.models.bestie import BestieModel
 from bestie_pl.modules.optimization import Optimization, configure, follow_new_rate
-from bestie_pl.modules.weights import refuse_other_classes, refuse_other_network
+from bestie_pl.modules.weights import load_network, refuse_other_classes, refuse_other_network
 
 T = TypeVar("T")
 
@@ -63,6 +64,7 @@ class NetworkModule(pl.LightningModule):
         class_names: One a class; ``class0``, ... if omitted.
         backbone_weights: ``imagenet``, the path of a local file, or None for random weights.
         optimization: Optimiser and schedule.
+        init_from: Checkpoint of a training of the same network, to start from in place of ``backbone_weights``.
     """
 
     model: nn.Module
@@ -76,12 +78,14 @@ class NetworkModule(pl.LightningModule):
         *,
         backbone_weights: str | None,
         optimization: Optimization,
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         # predicting fewer images than there are processes is fine: each process writes its own
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.num_classes, self.class_names = num_classes, names_of(num_classes, class_names)
-        self.backbone_weights, self.optimization = backbone_weights, optimization
+        self.backbone_weights, self.init_from = backbone_weights, init_from
+        self.optimization = optimization
         self._weights_are_chosen = False
         self._rate_is_new = False
         self.register_load_state_dict_post_hook(_remember_weights)  # type: ignore[no-untyped-call]
@@ -110,8 +114,11 @@ class NetworkModule(pl.LightningModule):
             self._rate_is_new = False
 
     def load_first_weights(self) -> None:
-        """Read the backbone's weights."""
-        if self.backbone_weights is not None:
+        """Read those of an earlier training, or of the backbone alone."""
+        if self.init_from is not None:
+            assert isinstance(self.model, BestieModel)
+            load_network(self.model, self.init_from, self)
+        elif self.backbone_weights is not None:
             self.network.load_backbone_weights(self.backbone_weights)
 
     def choose_weights(self) -> None:

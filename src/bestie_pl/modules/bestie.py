@@ -17,7 +17,6 @@ from bestie_pl.metrics.voc import VOCInstanceAP
 from bestie_pl.models.bestie import STRIDE, BestieModel
 from bestie_pl.modules.base import NetworkModule, settings_of
 from bestie_pl.modules.optimization import Optimization
-from bestie_pl.modules.weights import load_network
 from bestie_pl.ops.enlargement import Enlargement
 from bestie_pl.ops.instances import find_instances, find_instances_from_points
 from bestie_pl.ops.labels import Foreground, pseudo_labels, refined_labels
@@ -142,7 +141,9 @@ class BestieModule(NetworkModule):
     ) -> None:
         lengths, weights = settings_of(Geometry, geometry), settings_of(LossWeights, loss_weights)
         predicting, optimizing = settings_of(Inference, inference), settings_of(Optimization, optimization)
-        super().__init__(num_classes, class_names, backbone_weights=backbone_weights, optimization=optimizing)
+        super().__init__(
+            num_classes, class_names, backbone_weights=backbone_weights, optimization=optimizing, init_from=init_from
+        )
         rules = RULES[recipe]
         averaged = rules.average_offsets if predicting.average_offsets is None else predicting.average_offsets
         if not averaged and 1 not in predicting.scales:
@@ -165,7 +166,7 @@ class BestieModule(NetworkModule):
         self.refine_threshold, self.max_centers, self.oracle = refine_threshold, max_centers, oracle
         self.geometry, self.loss_weights = lengths.scaled(object_scale), weights
         self.inference = replace(predicting, average_offsets=averaged)
-        self.init_from, self.compile_network = init_from, compile_network
+        self.compile_network = compile_network
 
         self.model = BestieModel(num_classes, backbone, decoder, recipe=recipe)
         self.voc_ap = VOCInstanceAP(num_classes)
@@ -184,13 +185,6 @@ class BestieModule(NetworkModule):
         if self.compile_network:
             self.model.network.compile()  # in place: the names in checkpoints stay
         super().on_fit_start()
-
-    def load_first_weights(self) -> None:
-        """Those of an earlier training, or of the backbone alone."""
-        if self.init_from is not None:
-            load_network(self.model, self.init_from, self)
-        else:
-            super().load_first_weights()
 
     def _check_data(self, data: pl.LightningDataModule | None) -> None:
         """Refuse a data module that makes labels by other settings than this module refines and compares them by."""

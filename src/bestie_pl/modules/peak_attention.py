@@ -15,6 +15,7 @@ from torchmetrics.classification import MultilabelAveragePrecision, MultilabelSt
 from bestie_pl.models.peak_attention import PeakAttentionModel
 from bestie_pl.modules.base import NetworkModule, settings_of
 from bestie_pl.modules.optimization import Optimization
+from bestie_pl.ops.affinity import spread_activations
 from bestie_pl.ops.cues import CUE_LIMIT, CUE_THRESHOLD, CUE_WINDOW, Pooling, activation_planes, find_cues, smooth
 from bestie_pl.ops.views import check_scales, see
 from bestie_pl.recipe import Recipe
@@ -62,6 +63,8 @@ class PeakAttentionModule(NetworkModule):
         scales: Sizes relative to the image at which activation maps are made and averaged.
         cue_scales: The same for the maps whose peaks are the cues; ``scales`` if omitted. Enlarged images tell objects
             apart that touch, but their maps cover less of large objects.
+        affinity: Spread the activation maps over what looks alike (``ops.affinity.spread_activations``), by the
+            backbone's features of the largest of ``scales``. The cues stay those of the maps before. Not for ``vgg16``.
         cue_window: Side of the window in which a cue must be the maximum, in pixels of the image file; odd.
         cue_threshold: Least activation of a cue that is found; training thresholds again.
         optimization: Optimiser and schedule.
@@ -91,6 +94,7 @@ class PeakAttentionModule(NetworkModule):
         mirror: bool = True,
         scales: Sequence[float] = (1.0,),
         cue_scales: Sequence[float] | None = None,
+        affinity: bool = False,
         cue_window: int = CUE_WINDOW,
         cue_threshold: float = CUE_THRESHOLD,
         optimization: Optimization = Optimization("adamw", lr=2e-3, backbone_lr_factor=0.3, weight_decay=0.01),
@@ -111,6 +115,7 @@ class PeakAttentionModule(NetworkModule):
         self.alpha, self.alpha_ramp_steps = alpha, alpha_ramp_steps
         self.balance, self.mirror = balance, mirror
         self.scales, self.cue_scales = tuple(scales), tuple(cue_scales)
+        self.affinity = affinity
         self.cue_window, self.cue_threshold = cue_window, cue_threshold
 
         self.model = PeakAttentionModel(
@@ -183,6 +188,8 @@ class PeakAttentionModule(NetworkModule):
                 limit=CUE_LIMIT,
                 every_equal=self.recipe == "release",
             )
+            if self.affinity:
+                planes = self._spread(planes, images, image)
             for number, row in enumerate(rows):
                 mine = cues.select(cues.image == number)
                 own_image = Cues(torch.zeros_like(mine.image), mine.yx, mine.classes, mine.scores)
@@ -206,6 +213,17 @@ class PeakAttentionModule(NetworkModule):
                         plane = activation_planes(aligned, size)
                         planes.append(plane.flip(-1) if mirrored else plane)
         return tuple(torch.stack(planes).mean(0) for planes in views)
+
+    def _spread(self, planes: Tensor, images: Tensor, image: Tensor) -> Tensor:
+        """Planes (P, H, W) of ``images``, whose numbers are ``image``, spread by the likeness of the features."""
+        scale = max(self.scales)
+        if scale != 1:
+            size = [max(1, round(side * scale)) for side in images.shape[-2:]]
+            images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=scale < 1)
+        spread = planes.clone()
+        for number, features in enumerate(self.model.fine_features(images)):
+            spread[image == number] = spread_activations(planes[image == number], features)
+        return spread
 
     # ---------------------------------------------------------------- evaluation
 

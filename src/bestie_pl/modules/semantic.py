@@ -17,7 +17,7 @@ from bestie_pl.modules.optimization import Optimization
 from bestie_pl.ops.instances import predict_semantic
 from bestie_pl.ops.losses import semantic_loss
 from bestie_pl.ops.masks import resize_map
-from bestie_pl.ops.semantic import ITERATIONS, refine_logits, with_every_tag
+from bestie_pl.ops.semantic import ITERATIONS, favour_foreground, refine_logits, with_every_tag
 from bestie_pl.ops.views import check_scales, mean_probabilities, see
 from bestie_pl.recipe import RULES, Recipe
 from bestie_pl.structures import Batch, InstanceMaps
@@ -48,15 +48,20 @@ class SemanticModule(NetworkModule):
         decoder: As for ``BestieModule``.
         backbone_weights: ``imagenet``, the path of a local file, or null for random weights. Read when training starts,
             never when a checkpoint is loaded.
+        init_from: Checkpoint of a SemanticModule or BestieModule with the same network, to go on from in another round.
+            Read when training starts, neither when it resumes nor when a checkpoint is loaded.
         recipe: ``release`` trains on the hardest fifth of the pixels.
         use_tags: ``predict`` allows an image its tagged classes only, and lets each be likely somewhere
             (``ops.semantic.with_every_tag``). That is what cleans the maps of training images; switch it off for images
             without tags. Validation and test never look at tags.
         mirror: ``predict`` averages the probabilities with those of the mirrored image.
         scales: Sizes relative to the image at which ``predict`` sees it; the probabilities are averaged.
-        refine: ``pamr`` refines the probabilities by the colours of the image; null leaves them as they are. Scores of
-            refined maps are logged beside the others and say so in their names.
+        refine: ``pamr`` refines the probabilities by the colours of the image, ``wide`` does so over larger distances,
+            for objects of a quarter of the image; null leaves them as they are. Scores of refined maps are logged
+            beside the others and say so in their names.
         pamr_iterations: Rounds of this refinement.
+        foreground_threshold: Probability of the tagged classes above which ``predict`` takes a pixel for one of them.
+            Maps from a classifier miss parts of the objects; below 0.5 they come back.
         optimization: Optimiser and schedule.
     """
 
@@ -73,16 +78,22 @@ class SemanticModule(NetworkModule):
         backbone: str = "hrnet_w48",
         decoder: Literal["heads", "pyramid", "panoptic_deeplab"] = "heads",
         backbone_weights: str | None = "imagenet",
+        init_from: str | None = None,
         recipe: Recipe = "paper",
         use_tags: bool = True,
         mirror: bool = True,
         scales: Sequence[float] = (1.0,),
-        refine: Literal["pamr"] | None = "pamr",
+        refine: Literal["pamr", "wide"] | None = "pamr",
         pamr_iterations: int = ITERATIONS["network"],
+        foreground_threshold: float = 0.5,
         optimization: Optimization = Optimization(),
     ) -> None:
         optimizing = settings_of(Optimization, optimization)
-        super().__init__(num_classes, class_names, backbone_weights=backbone_weights, optimization=optimizing)
+        super().__init__(
+            num_classes, class_names, backbone_weights=backbone_weights, optimization=optimizing, init_from=init_from
+        )
+        if not 0 < foreground_threshold < 1:
+            raise ValueError(f"foreground_threshold must be between 0 and 1, got {foreground_threshold}")
         # a checkpoint holds plain types only
         class_names, scales = list(self.class_names), list(check_scales("scales", scales))
         optimization = asdict(optimizing)  # type: ignore[assignment]
@@ -90,6 +101,7 @@ class SemanticModule(NetworkModule):
         self.rules = RULES[recipe]
         self.use_tags, self.mirror, self.scales = use_tags, mirror, tuple(scales)
         self.refine, self.pamr_iterations = refine, pamr_iterations
+        self.foreground_threshold = foreground_threshold
 
         self.model = BestieModel(num_classes, backbone, decoder, recipe=recipe)
         # no loss reaches them, and DDP refuses to wait for gradients that never come
@@ -138,8 +150,10 @@ class SemanticModule(NetworkModule):
             logits = mean_probabilities([logits, mirrored])
         if tags is not None:
             logits = with_every_tag(logits, tags, sizes=batch.sizes)
-        if self.refine == "pamr":
+        if self.refine is not None:
             logits = self._refined(logits, batch)
+        if self.foreground_threshold != 0.5:
+            logits = favour_foreground(logits, self.foreground_threshold)
         return SemanticPrediction(_maps(logits, batch), agreement)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -170,7 +184,8 @@ class SemanticModule(NetworkModule):
         return mean_probabilities(views)
 
     def _refined(self, logits: Tensor, batch: Batch) -> Tensor:
-        return refine_logits(logits, batch.images, sizes=batch.sizes, iterations=self.pamr_iterations)
+        wide = self.refine == "wide"
+        return refine_logits(logits, batch.images, sizes=batch.sizes, iterations=self.pamr_iterations, wide=wide)
 
     @torch.no_grad()
     def _evaluate(self, batch: Batch) -> None:
@@ -178,7 +193,7 @@ class SemanticModule(NetworkModule):
             return
         logits = self(batch.images)
         found = [(self.plain_iou, _maps(logits, batch))]
-        if self.refine == "pamr":
+        if self.refine is not None:
             found.append((self.refined_iou, _maps(self._refined(logits, batch), batch)))
         for metric, maps in found:
             for predicted, true in zip(maps, batch.semantic_references, strict=True):

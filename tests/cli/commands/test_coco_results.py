@@ -152,7 +152,7 @@ def settings(root: Path, tmp_path: Path, **more: Any) -> str:
         "data": {"class_path": "bestie_pl.COCODataModule", "init_args": {"root": str(root), "num_workers": 0, **more}},
         "model": {
             "class_path": "bestie_pl.BestieModule",
-            "init_args": {"backbone": "hrnet_w18_small", "backbone_weights": None, "test_threshold": 1e-6},
+            "init_args": {"backbone": "hrnet_w18_small", "backbone_weights": None, "inference": {"threshold": 1e-6}},
         },
     }
     path = tmp_path / "config.yaml"

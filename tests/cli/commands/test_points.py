@@ -211,7 +211,10 @@ def test_every_folder_configuration_runs(shapes_folder: Path, tmp_path: Path) ->
     bestie("predict", "classifier", "--ckpt_path=last")
     made = {path.stem for path in (root / "Peak_points").glob("*.txt")}
     assert made == {path.stem for path in (root / "CAM_maps").glob("*.png")} and len(made) == 16
-    bestie("fit", "tags", steps)
+    bestie("fit", "semantic", steps)
+    bestie("predict", "semantic", "--ckpt_path=last")
+    assert made == {path.stem for path in (root / "Retrained_maps").glob("*.png")}
+    bestie("fit", "tags", steps, f"--model.init_args.init_from={tmp_path / 'semantic/checkpoints/last.ckpt'}")
     bestie("fit", "points", steps, "--data.init_args.points=points", "--data.init_args.semantic_dir=CAM_maps")
     bestie("predict", "points", "--ckpt_path=last", f"--data.init_args.predict_images={root / 'images'}")
     assert len(list((tmp_path / "points" / "predictions").glob("*.json"))) == len(list((root / "images").iterdir()))

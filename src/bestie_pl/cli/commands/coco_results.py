@@ -78,7 +78,7 @@ def collect(folder: Path, index: COCOIndex, categories: Mapping[str, int]) -> li
             )
     if not results:
         raise UserError(
-            f"{folder}: no instance in any of {len(index.names)} images; lower test_threshold, or train more"
+            f"{folder}: no instance in any of {len(index.names)} images; lower inference.threshold, or train more"
         )
     return results
 
