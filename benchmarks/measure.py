@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from bestie_pl.ops import capacity as sizes
+from bestie_pl.ops import capacity
 
 Key = TypeVar("Key")
 
@@ -208,7 +208,7 @@ class WaitCounter(TorchDispatchMode):
         self._others = ExitStack()
 
     def __enter__(self) -> WaitCounter:
-        self._others.enter_context(patch.object(sizes, "HOSTS", frozenset()))
+        self._others.enter_context(patch.object(capacity, "HOSTS", frozenset()))
         self._others.enter_context(_HostReads(self.waits))
         super().__enter__()
         return self

@@ -8,15 +8,15 @@ from contextlib import AbstractContextManager, contextmanager
 import pytest
 from torch import Tensor
 
-from bestie_pl.ops import capacity as sizes
+from bestie_pl.ops import capacity
 
 WAYS = ("exact", "guessed", "scarce")
 
 
-class ScarceSizes(sizes.GuessedSizes):
+class ScarceCapacity(capacity.GuessedCapacity):
     """The worst guesses: one row, one round."""
 
-    def pick(self, name: str, mask: Tensor, room: int) -> sizes.Rows:
+    def pick(self, name: str, mask: Tensor, room: int) -> capacity.Rows:
         return super().pick(name, mask, 1)
 
     def limit(self, name: str, needed: Tensor, room: int) -> int:
@@ -31,12 +31,12 @@ def going(way: str) -> Iterator[None]:
     """``exact`` as on a CPU, ``guessed`` as on an accelerator, ``scarce`` with guesses that are too small at first."""
     with pytest.MonkeyPatch.context() as patch:
         if way != "exact":
-            patch.setattr(sizes, "HOSTS", frozenset())
+            patch.setattr(capacity, "HOSTS", frozenset())
             # on a GPU thousands of empty rows cost nothing
-            patch.setattr(sizes, "LEAST_ROOM", 16)
+            patch.setattr(capacity, "LEAST_ROOM", 16)
         if way == "scarce":
-            patch.setattr(sizes, "GuessedSizes", ScarceSizes)
-            patch.setattr(sizes, "LEAST_ROOM", 1)
+            patch.setattr(capacity, "GuessedCapacity", ScarceCapacity)
+            patch.setattr(capacity, "LEAST_ROOM", 1)
         yield
 
 

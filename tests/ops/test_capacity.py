@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bestie_pl.ops import capacity as sizes
+from bestie_pl.ops import capacity
 from bestie_pl.ops.capacity import attempts
 from bestie_pl.ops.components import label_components
 from bestie_pl.ops.enlargement import Enlargement
@@ -126,8 +126,8 @@ def test_centres_crowd_a_component(go: Go) -> None:
 
 
 def test_too_small_tables_are_made_again_until_all_are_large_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sizes, "HOSTS", frozenset())
-    monkeypatch.setattr(sizes, "LEAST_ROOM", 1)
+    monkeypatch.setattr(capacity, "HOSTS", frozenset())
+    monkeypatch.setattr(capacity, "LEAST_ROOM", 1)
     values = torch.tensor([5, 0, 7, 6, 0, 9])
     tried = 0
     for table in attempts(values.device):
@@ -141,8 +141,8 @@ def test_too_small_tables_are_made_again_until_all_are_large_enough(monkeypatch:
 
 
 def test_large_enough_tables_are_made_once_and_filled_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sizes, "HOSTS", frozenset())
-    monkeypatch.setattr(sizes, "LEAST_ROOM", 1)
+    monkeypatch.setattr(capacity, "HOSTS", frozenset())
+    monkeypatch.setattr(capacity, "LEAST_ROOM", 1)
     mask = torch.tensor([[False, True], [True, False]])
     tables = []
     for table in attempts(mask.device):

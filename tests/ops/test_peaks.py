@@ -45,17 +45,17 @@ def peaks_in(plane: torch.Tensor, components: Components, *, threshold: float, w
     """Peaks of a plane, whatever the components' classes are."""
     heat = plane[:, None].expand(-1, max(1, int(components.classes.max()) + 1), -1, -1)
     maps = InstanceMaps(heat, heat, torch.zeros(len(plane), 2, *plane.shape[1:]))
-    for sizes in attempts(plane.device):
-        foreground = gather_foreground(maps, components, min_area=1, sizes=sizes)
-        found = find_peaks(foreground, threshold=threshold, window=window, strict=strict, sizes=sizes)
-    return found.cut(sizes.count("peaks"))
+    for capacity in attempts(plane.device):
+        foreground = gather_foreground(maps, components, min_area=1, capacity=capacity)
+        found = find_peaks(foreground, threshold=threshold, window=window, strict=strict, capacity=capacity)
+    return found.cut(capacity.count("peaks"))
 
 
 def clusters_in(maps: InstanceMaps, components: Components, geometry: Geometry) -> Centers:
-    for sizes in attempts(components.labels.device):
-        foreground = gather_foreground(maps, components, min_area=1, sizes=sizes)
-        found = cluster_centers(foreground, geometry=geometry, sizes=sizes)
-    return found.cut(sizes.count("round regions"))
+    for capacity in attempts(components.labels.device):
+        foreground = gather_foreground(maps, components, min_area=1, capacity=capacity)
+        found = cluster_centers(foreground, geometry=geometry, capacity=capacity)
+    return found.cut(capacity.count("round regions"))
 
 
 def test_peaks_are_those_of_the_release_in_order(golden: Golden) -> None:

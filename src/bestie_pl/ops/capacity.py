@@ -1,14 +1,14 @@
 """Tables whose number of rows only the device knows: how to build them without waiting for it.
 
 An accelerator works behind the host's back; to ask it for a number means to wait until all earlier work is done. So the
-operations that find things (runs, pixels, centres) ask a ``Sizes`` how large their tables should be. On the host it
+operations that find things (runs, pixels, centres) ask a ``Capacity`` how large their tables should be. On the host it
 takes them as large as they are. On an accelerator it guesses, fills the tables up with rows that stand for nothing,
 and looks once, at the end, at how many rows each needed; if a guess was too small, everything is done again::
 
-    for sizes in attempts(device):
-        rows = sizes.pick("peaks", mask, room=1000)
+    for capacity in attempts(device):
+        rows = capacity.pick("peaks", mask, room=1000)
         ...
-    peaks = rows.at[: sizes.count("peaks")]
+    peaks = rows.at[: capacity.count("peaks")]
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Rows(NamedTuple):
         return values if self.filled is None else values.masked_fill(self.filled, to)
 
 
-class Sizes:
+class Capacity:
     """Sizes read where they are needed. Right everywhere; on an accelerator each one is waited for."""
 
     def pick(self, name: str, mask: Tensor, room: int) -> Rows:
@@ -73,10 +73,10 @@ class Sizes:
         return None
 
 
-EXACT = Sizes()
+EXACT = Capacity()
 
 
-class GuessedSizes(Sizes):
+class GuessedCapacity(Capacity):
     """Sizes as guessed; ``shortage`` tells whether they were enough.
 
     Args:
@@ -134,16 +134,16 @@ def take(values: Tensor, rows: Tensor | None) -> Tensor:
     return values if rows is None else values.index_select(0, rows)
 
 
-def attempts(device: torch.device) -> Iterator[Sizes]:
+def attempts(device: torch.device) -> Iterator[Capacity]:
     """Sizes to do something with, again and again until none was too small; nearly always once."""
     if device.type in HOSTS:
         yield EXACT
         return
     known: dict[str, int] = {}
     while True:
-        sizes = GuessedSizes(known)
-        yield sizes
-        shortage = sizes.shortage()
+        capacity = GuessedCapacity(known)
+        yield capacity
+        shortage = capacity.shortage()
         if not shortage:
             return
         # counts that follow from a table that was too small may be too small as well: the next look finds them

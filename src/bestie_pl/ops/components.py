@@ -8,7 +8,7 @@ import torch
 from kornia.contrib import connected_components_union_find
 from torch import Tensor
 
-from bestie_pl.ops.capacity import EXACT, Sizes, attempts
+from bestie_pl.ops.capacity import EXACT, Capacity, attempts
 from bestie_pl.structures import Components
 
 PIXELS_A_RUN = 16
@@ -78,22 +78,22 @@ def label_components(
     torch.ne(classes[..., 1:], classes[..., :-1], out=starts[..., 1:])
     run_of = starts.flatten().cumsum(0, dtype=torch.int32).sub_(1)  # number of the run that covers a pixel
 
-    for sizes in attempts(classes.device):
-        runs = sizes.pick("runs", starts, room=classes.numel() // PIXELS_A_RUN)
+    for capacity in attempts(classes.device):
+        runs = capacity.pick("runs", starts, room=classes.numel() // PIXELS_A_RUN)
         # where the table is filled up: behind the last pixel, so of length 0, and background
         start = runs.clear(runs.at, classes.numel())
         length = torch.cat([start[1:], start.new_full((1,), classes.numel())]) - start
         run_class = runs.clear(classes.flatten().index_select(0, runs.at))
         neighbors = _neighbors(run_of, start, length, run_class, (height, width), connectivity)
         itself = torch.arange(len(start), device=start.device)
-        root = unite(len(start), itself.repeat(len(neighbors)), torch.cat(neighbors), sizes=sizes)
+        root = unite(len(start), itself.repeat(len(neighbors)), torch.cat(neighbors), capacity=capacity)
         inside = run_class != 0
         is_root = (root == itself) & inside
-        roots = sizes.pick("components", is_root, room=len(start)).at
+        roots = capacity.pick("components", is_root, room=len(start)).at
         length = length * inside
-        sizes.limit("pixels", length.sum(), room=classes.numel())
+        capacity.limit("pixels", length.sum(), room=classes.numel())
 
-    roots = roots[: sizes.count("components")]
+    roots = roots[: capacity.count("components")]
     component = is_root.cumsum(0)[root] * inside  # of each run, 1..K; 0 for background
     row, column = start // width, start % width
     table = component.new_zeros(4, len(roots) + 1)
@@ -108,7 +108,7 @@ def label_components(
         classes=torch.cat([run_class.new_zeros(1), run_class[roots]]).long() - 1,
         area=table[0],
         center_yx=torch.stack([table[1] // area, table[2] // (2 * area)], 1),
-        pixels=sizes.count("pixels"),
+        pixels=capacity.count("pixels"),
     )
 
 
@@ -187,7 +187,7 @@ LOOKS = 2
 """After how many times ``ROUNDS`` a device that cannot be asked is expected to be done."""
 
 
-def unite(count: int, first: Tensor, second: Tensor, *, sizes: Sizes = EXACT) -> Tensor:
+def unite(count: int, first: Tensor, second: Tensor, *, capacity: Capacity = EXACT) -> Tensor:
     """Smallest member of each node's connected set: hook and halve paths until both ends of all links agree.
 
     A node's entry is always a member of its set and only ever decreases, so this ends; then all members of a set have
@@ -197,7 +197,7 @@ def unite(count: int, first: Tensor, second: Tensor, *, sizes: Sizes = EXACT) ->
         count: Number of nodes.
         first: (E,) int64, one end of each link.
         second: (E,) int64, the other end.
-        sizes: How the end is noticed.
+        capacity: How the end is noticed.
 
     >>> unite(4, torch.tensor([3]), torch.tensor([1])).tolist()
     [0, 1, 2, 1]
@@ -207,7 +207,7 @@ def unite(count: int, first: Tensor, second: Tensor, *, sizes: Sizes = EXACT) ->
     def undone() -> Tensor:
         return (root[first] != root[second]).any() | (root[root] != root).any()
 
-    for _ in sizes.repeat("rounds of uniting", undone, room=LOOKS):
+    for _ in capacity.repeat("rounds of uniting", undone, room=LOOKS):
         for _ in range(ROUNDS):
             a, b = root[first], root[second]
             root.scatter_reduce_(0, torch.maximum(a, b), torch.minimum(a, b), "amin")

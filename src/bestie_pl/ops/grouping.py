@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bestie_pl.ops.capacity import EXACT, Sizes, attempts, take
+from bestie_pl.ops.capacity import EXACT, Capacity, attempts, take
 from bestie_pl.ops.enlargement import Enlargement, PixelSpots, Spots, at_a_time, find_spots
 from bestie_pl.ops.peaks import NO_COMPONENT, Centers
 from bestie_pl.structures import Cues, LabeledInstances
@@ -31,7 +31,7 @@ def group_pixels(
     size: tuple[int, int],
     max_rank: int | None = None,
     usual: int = USUAL_CENTERS,
-    sizes: Sizes = EXACT,
+    capacity: Capacity = EXACT,
 ) -> Tensor:
     """The centre that each pixel belongs to: the one of its component nearest to where its offset points.
 
@@ -48,8 +48,8 @@ def group_pixels(
         size: (H, W).
         max_rank: If one pixel of a component belongs to a centre of this rank or a higher one, all of the component's
             pixels get -1. The release gives up crowded components this way.
-        usual: Guess of how many centres a component has at most, for ``sizes``.
-        sizes: Whether pixels without a centre to compare are left out, and how many passes there are.
+        usual: Guess of how many centres a component has at most, for ``capacity``.
+        capacity: Whether pixels without a centre to compare are left out, and how many passes there are.
 
     Returns:
         (P,) int64, a row of ``centers``; -1 where the component has none.
@@ -68,7 +68,7 @@ def group_pixels(
     center_y, center_x = centers.yx.float().unbind(1)
 
     # what follows is about the pixels whose component has centres left to compare
-    active = sizes.narrow((count > 1).index_select(0, component))
+    active = capacity.narrow((count > 1).index_select(0, component))
     own, nearest = take(component, active), take(owner, active)
     own_first, own_count = first.index_select(0, own), count.index_select(0, own)
     _, y, x = PixelSpots.of(take(pixel, active), size)
@@ -81,7 +81,7 @@ def group_pixels(
 
     best = distance(own_first)
     crowded = torch.zeros_like(count)
-    for rank in range(1, sizes.limit("centers of a component", count.max(), room=usual)):
+    for rank in range(1, capacity.limit("centers of a component", count.max(), room=usual)):
         row = own_first + rank
         away = distance(row)
         more = own_count > rank + 1
@@ -92,7 +92,7 @@ def group_pixels(
             more &= crowded.index_select(0, own) == 0
         nearest, best = row.where(closer, nearest), away.where(closer, best)
         owner = nearest if active is None else owner.index_copy_(0, active, nearest)
-        going_on = sizes.narrow(more)
+        going_on = capacity.narrow(more)
         if active is None or going_on is None:
             continue
         columns = (active, own, own_first, own_count, nearest, best, target_y, target_x)
@@ -119,15 +119,15 @@ class Groups:
     area: Tensor
 
     @classmethod
-    def of(cls, pixel: Tensor, owner: Tensor, centers: Centers, *, sizes: Sizes = EXACT) -> Groups:
-        """Number what ``group_pixels`` says of ``pixel``; the table is called "groups" among the sizes."""
+    def of(cls, pixel: Tensor, owner: Tensor, centers: Centers, *, capacity: Capacity = EXACT) -> Groups:
+        """Number what ``group_pixels`` says of ``pixel``; the table is called "groups" there."""
         area = torch.zeros(len(centers) + 1, dtype=torch.int64, device=owner.device)
         owner = owner + 1
         area.index_add_(0, owner, torch.ones_like(owner))
         area[:1].zero_()
         owning = area > 0
         number = owning.cumsum(0) * owning
-        rows = sizes.pick("groups", owning, room=len(centers))
+        rows = capacity.pick("groups", owning, room=len(centers))
         area = torch.cat([area[:1], rows.clear(area[rows.at])])
         return cls(pixel, number.index_select(0, owner), rows.at - 1, area)
 
@@ -218,8 +218,8 @@ def group_by_points(
         )
     component = points.image * SEMANTIC_VALUES + points.classes + 1
     centers = Centers.sorted(component.where(points.scores > 0, NO_COMPONENT), points.yx.float(), points.scores)
-    for sizes in attempts(classes.device):
-        rows = sizes.pick("pixels", classes != 0, room=classes.numel())
+    for capacity in attempts(classes.device):
+        rows = capacity.pick("pixels", classes != 0, room=classes.numel())
         pixel = rows.at
         owner = group_pixels(
             pixel,
@@ -228,10 +228,10 @@ def group_by_points(
             centers,
             components=batch * SEMANTIC_VALUES,
             size=(height, width),
-            sizes=sizes,
+            capacity=capacity,
         )
-        groups = Groups.of(pixel, owner, centers, sizes=sizes)
-    groups = groups.cut(sizes.count("pixels"), sizes.count("groups"))
+        groups = Groups.of(pixel, owner, centers, capacity=capacity)
+    groups = groups.cut(capacity.count("pixels"), capacity.count("groups"))
     own = centers.component[groups.center]
     return groups, own // SEMANTIC_VALUES, own % SEMANTIC_VALUES - 1, centers.yx[groups.center]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bestie_pl.ops.capacity import EXACT, Sizes
+from bestie_pl.ops.capacity import EXACT, Capacity
 from bestie_pl.ops.components import unite
 from bestie_pl.ops.enlargement import Enlargement, PixelSpots, Spots, find_spots
 from bestie_pl.recipe import Rules
@@ -112,7 +112,7 @@ def gather_foreground(
     *,
     min_area: int,
     enlargement: Enlargement | None = None,
-    sizes: Sizes = EXACT,
+    capacity: Capacity = EXACT,
 ) -> Foreground:
     """Read the maps at the pixels of components of at least ``min_area`` pixels.
 
@@ -121,7 +121,7 @@ def gather_foreground(
         components: Of the batch.
         min_area: Smaller components are left out.
         enlargement: How the maps become as large as the components; they are read without it being done.
-        sizes: Of the list.
+        capacity: Of the list.
 
     Raises:
         ValueError: The maps have, or get, another batch size or resolution than the components.
@@ -137,7 +137,7 @@ def gather_foreground(
     labels = components.labels.flatten()
     # the row of the background has an area of 0
     large = (components.area >= max(min_area, 1)).index_select(0, labels)
-    rows = sizes.pick("pixels", large, room=labels.numel() if components.pixels is None else components.pixels)
+    rows = capacity.pick("pixels", large, room=labels.numel() if components.pixels is None else components.pixels)
     component = rows.clear(labels.index_select(0, rows.at)).long()
     channel = rows.clear(components.classes.index_select(0, component))
     spots = find_spots(rows.at, maps.offset_field.shape, enlargement)
@@ -156,7 +156,9 @@ def gather_foreground(
 
 
 @torch.no_grad()
-def find_peaks(foreground: Foreground, *, threshold: float, window: int, strict: bool, sizes: Sizes = EXACT) -> Centers:
+def find_peaks(
+    foreground: Foreground, *, threshold: float, window: int, strict: bool, capacity: Capacity = EXACT
+) -> Centers:
     """Pixels that are over a threshold and the maximum of their window, the plane being 0 outside their component.
 
     The same as masking the plane with each component in turn and taking the dense maximum, at a fraction of its price:
@@ -169,7 +171,7 @@ def find_peaks(foreground: Foreground, *, threshold: float, window: int, strict:
         strict: As in release 4.1 and 4.2: a peak is above the threshold, and equal maxima of a window
             are peaks all of them. Otherwise a peak may equal the threshold, and only the first of equals is one, so
             that a plateau is one centre.
-        sizes: Of the lists of pixels that may still be peaks.
+        capacity: Of the lists of pixels that may still be peaks.
 
     Returns:
         Centers in row-major order within their component.
@@ -193,11 +195,11 @@ def find_peaks(foreground: Foreground, *, threshold: float, window: int, strict:
     components, plane = foreground.components, foreground.plane
     labels, reach = components.labels, window // 2
     over = foreground.heat > threshold if strict else foreground.heat >= threshold
-    rows = sizes.pick("over the threshold", over, room=len(over) // 4)
+    rows = capacity.pick("over the threshold", over, room=len(over) // 4)
     candidate = rows.at
     pixel = foreground.pixel[candidate]
     highest = rows.clear(~_beaten(plane, labels, pixel, min(reach, 1), by_equals=not strict))
-    rows = sizes.pick("highest of their neighbors", highest, room=len(pixel) // 16)
+    rows = capacity.pick("highest of their neighbors", highest, room=len(pixel) // 16)
     candidate = candidate[rows.at]
     pixel, value = foreground.pixel[candidate], foreground.heat[candidate]
     component = rows.clear(foreground.component[candidate])
@@ -209,13 +211,13 @@ def find_peaks(foreground: Foreground, *, threshold: float, window: int, strict:
         is_top &= (torch.zeros_like(top).index_add_(0, component, is_top.to(top.dtype)) == 1)[component]
     beaten = torch.zeros_like(is_top)
     # where a table is filled up its last row is compared again, and found what it is
-    rows = sizes.pick("to be compared nearby", ~is_top & (component > 0), room=len(pixel))
+    rows = capacity.pick("to be compared nearby", ~is_top & (component > 0), room=len(pixel))
     rest = rows.at
     beaten[rest] = _beaten(plane, labels, pixel[rest], min(reach, 5), by_equals=not strict)
-    rest = rest[sizes.pick("to be compared", rows.clear(~beaten[rest]), room=len(rest) // 4).at]
+    rest = rest[capacity.pick("to be compared", rows.clear(~beaten[rest]), room=len(rest) // 4).at]
     beaten[rest] = _beaten(plane, labels, pixel[rest], reach, by_equals=not strict)
 
-    rows = sizes.pick("peaks", ~beaten & (component > 0), room=len(pixel) // 4)
+    rows = capacity.pick("peaks", ~beaten & (component > 0), room=len(pixel) // 4)
     _, y, x = PixelSpots.of(pixel[rows.at], (plane.shape[1], plane.shape[2]))
     return Centers.sorted(rows.clear(component[rows.at], NO_COMPONENT), torch.stack([y, x], 1), value[rows.at])
 
@@ -244,7 +246,7 @@ def _beaten(plane: Tensor, labels: Tensor, pixel: Tensor, reach: int, *, by_equa
 
 
 @torch.no_grad()
-def cluster_centers(foreground: Foreground, *, geometry: Geometry, sizes: Sizes = EXACT) -> Centers:
+def cluster_centers(foreground: Foreground, *, geometry: Geometry, capacity: Capacity = EXACT) -> Centers:
     """Points where the offset field converges: centroids of small round regions of short offsets.
 
     Regions have 4 neighbours and lie in one component; the number of their pixels is nearer than
@@ -259,7 +261,7 @@ def cluster_centers(foreground: Foreground, *, geometry: Geometry, sizes: Sizes 
     """
     _, height, width = foreground.components.labels.shape
     weak = foreground.offset.square().sum(0).sqrt() < geometry.cluster_radius
-    rows = sizes.pick("weak offsets", weak, room=len(weak))
+    rows = capacity.pick("weak offsets", weak, room=len(weak))
     pixel, component = foreground.pixel[rows.at], rows.clear(foreground.component[rows.at])
 
     # runs of consecutive pixels instead of pixels: whole objects are weak while a network has not learnt offsets
@@ -268,8 +270,8 @@ def cluster_centers(foreground: Foreground, *, geometry: Geometry, sizes: Sizes 
     stops = starts.clone()
     starts[1:] &= ~joined
     stops[:-1] &= ~joined
-    rows = sizes.pick("weak runs", starts, room=len(starts) // 8)
-    first, last = rows.at, sizes.pick("ends of weak runs", stops, room=len(stops) // 8).at
+    rows = capacity.pick("weak runs", starts, room=len(starts) // 8)
+    first, last = rows.at, capacity.pick("ends of weak runs", stops, room=len(stops) // 8).at
     # empty slots: of length 0, behind all pixels
     start, length = rows.clear(pixel[first], 2 * foreground.components.labels.numel()), rows.clear(last + 1 - first)
     component = rows.clear(component[first])
@@ -281,13 +283,13 @@ def cluster_centers(foreground: Foreground, *, geometry: Geometry, sizes: Sizes 
     touches = (below_and_above < start[other] + length[other]) & (below_and_above >= start[other])
     touches &= component[other] == component  # also keeps the last row of an image from the first of the next
     runs = torch.arange(len(start), device=start.device)
-    root = unite(len(runs), runs.repeat(2), other.where(touches, runs).flatten(), sizes=sizes)
+    root = unite(len(runs), runs.repeat(2), other.where(touches, runs).flatten(), capacity=capacity)
 
     _, y, x = PixelSpots.of(start, (height, width))
     sums = torch.stack([length, length * y, length * (2 * x + length - 1)])  # the last is twice the sum of x
     area, sum_y, twice_sum_x = torch.zeros_like(sums).index_add_(1, root, sums)
     round_ = ((area - geometry.cluster_area).abs() < geometry.cluster_tolerance) & (root == runs) & (component > 0)
-    rows = sizes.pick("round regions", round_, room=len(runs) // 32)
+    rows = capacity.pick("round regions", round_, room=len(runs) // 32)
     area = area[rows.at].clamp(min=1)
     yx = torch.stack([sum_y[rows.at] // area, twice_sum_x[rows.at] // (2 * area)], 1)
     component = rows.clear(component[rows.at], NO_COMPONENT)
@@ -302,7 +304,7 @@ def find_centers(
     threshold: float,
     rules: Rules,
     clustering: bool,
-    sizes: Sizes = EXACT,
+    capacity: Capacity = EXACT,
 ) -> Centers:
     """Peaks of each component, complemented by the points where its offsets converge.
 
@@ -316,17 +318,17 @@ def find_centers(
         threshold: Of the peaks, positive.
         rules: Which values are peaks, and what a clustered centre scores: ``strict_peaks``, ``clustered_score``.
         clustering: False for peaks only.
-        sizes: Of all lists on the way; the table of centres is called "centers" there.
+        capacity: Of all lists on the way; the table of centres is called "centers" there.
 
     Source: paper section 3.5; what it leaves open is as in release 4.4 to 4.9.
     """
     components = foreground.components
     found = find_peaks(
-        foreground, threshold=threshold, window=geometry.peak_window, strict=rules.strict_peaks, sizes=sizes
+        foreground, threshold=threshold, window=geometry.peak_window, strict=rules.strict_peaks, capacity=capacity
     )
     component, yx, score = found.component, found.yx, found.score
     if clustering:
-        clusters = cluster_centers(foreground, geometry=geometry, sizes=sizes)
+        clusters = cluster_centers(foreground, geometry=geometry, capacity=capacity)
         pixel = center_pixels(clusters, components)
         heat = foreground.plane.flatten()[pixel]
         hot = heat > CLUSTER_HEAT
@@ -336,7 +338,7 @@ def find_centers(
         # how short the offsets are says where a centre is, not how sure: a weak heatmap makes a weak label (Eq. 2)
         certainty = heat if rules.clustered_score == "heatmap" else torch.ones_like(heat)
         yx, score = torch.cat([yx, clusters.yx]), torch.cat([score, certainty])
-    rows = sizes.pick("centers", component != NO_COMPONENT, room=len(component))
+    rows = capacity.pick("centers", component != NO_COMPONENT, room=len(component))
     return Centers.sorted(rows.clear(component[rows.at], NO_COMPONENT), yx[rows.at], score[rows.at])
 
 

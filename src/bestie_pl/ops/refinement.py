@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bestie_pl.ops.capacity import EXACT, Sizes, attempts, take
+from bestie_pl.ops.capacity import EXACT, Capacity, attempts, take
 from bestie_pl.ops.enlargement import Enlargement, PixelSpots
 from bestie_pl.ops.grouping import USUAL_CENTERS, Groups, class_probability, group_by_points, group_pixels
 from bestie_pl.ops.peaks import Centers, Foreground, center_pixels, find_centers, gather_foreground
@@ -58,9 +58,9 @@ def refine_from_tags(
 
     Source: paper section 3.5, Eq. (2).
     """
-    for sizes in attempts(components.labels.device):
+    for capacity in attempts(components.labels.device):
         foreground = gather_foreground(
-            maps, components, min_area=geometry.min_area, enlargement=enlargement, sizes=sizes
+            maps, components, min_area=geometry.min_area, enlargement=enlargement, capacity=capacity
         )
         centers = find_centers(
             foreground,
@@ -68,7 +68,7 @@ def refine_from_tags(
             threshold=threshold,
             rules=rules,
             clustering=clustering,
-            sizes=sizes,
+            capacity=capacity,
         )
         if rules.crowded_by == "centers":
             centers = centers.without_crowds(max_centers)
@@ -81,18 +81,18 @@ def refine_from_tags(
             size=(components.labels.shape[1], components.labels.shape[2]),
             max_rank=max_centers if rules.crowded_by == "owners" else None,
             usual=max_centers if rules.crowded_by == "centers" else USUAL_CENTERS,
-            sizes=sizes,
+            capacity=capacity,
         )
-        groups = Groups.of(foreground.pixel, owner, centers, sizes=sizes)
+        groups = Groups.of(foreground.pixel, owner, centers, capacity=capacity)
 
-    pixels = sizes.count("pixels")
-    foreground, centers = foreground.cut(pixels), centers.cut(sizes.count("centers"))
-    groups = groups.cut(pixels, sizes.count("groups"))
+    pixels = capacity.count("pixels")
+    foreground, centers = foreground.cut(pixels), centers.cut(capacity.count("centers"))
+    groups = groups.cut(pixels, capacity.count("groups"))
     component = centers.component[groups.center]
     if rules.scored_by == "center":
         center_yx, weight = centers.yx[groups.center], centers.score[groups.center]
     else:
-        center_yx, weight = _rescore(maps.semantic_logits, foreground, centers, groups, threshold, sizes)
+        center_yx, weight = _rescore(maps.semantic_logits, foreground, centers, groups, threshold, capacity)
     return groups.label(
         components.labels.shape,
         image=components.image[component],
@@ -108,7 +108,7 @@ def _rescore(
     centers: Centers,
     groups: Groups,
     threshold: float,
-    sizes: Sizes,
+    capacity: Capacity,
 ) -> tuple[Tensor, Tensor]:
     """Centre (N, 2) and weight (N,) that the release gives to a group (5.3 to 5.5)."""
     components = foreground.components
@@ -116,7 +116,7 @@ def _rescore(
     score = groups.maximum(heat)
     best = groups.first(heat == torch.cat([score.new_full((1,), torch.nan), score]).index_select(0, groups.ids))
     _, y, x = PixelSpots.of(best, (components.labels.shape[1], components.labels.shape[2]))
-    probability = group_probability(logits, foreground, groups, sizes=sizes)
+    probability = group_probability(logits, foreground, groups, capacity=capacity)
     sure = score >= threshold
     centroid = components.center_yx[centers.component[groups.center]]
     return (
@@ -132,9 +132,9 @@ def mark_centers(foreground: Foreground, centers: Centers) -> Tensor:
     return foreground.heat.index_put((where,), centers.score)
 
 
-def group_probability(logits: Tensor, foreground: Foreground, groups: Groups, *, sizes: Sizes = EXACT) -> Tensor:
+def group_probability(logits: Tensor, foreground: Foreground, groups: Groups, *, capacity: Capacity = EXACT) -> Tensor:
     """Mean probability of its component's class over each group: (N,) float32."""
-    inside = sizes.narrow(groups.ids > 0)
+    inside = capacity.narrow(groups.ids > 0)
     classes = foreground.components.classes.index_select(0, take(foreground.component, inside))
     spots = foreground.spots if inside is None else foreground.spots.select(inside)
     probability = class_probability(logits, spots, classes)
