@@ -1,6 +1,6 @@
 # `make` lists what there is. It needs nothing but Python >= 3.11; what a target uses is installed into .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint demo bench clean
+.PHONY: help setup test lint demo bench fuzz clean
 .SUFFIXES:
 
 bin := .venv/bin
@@ -13,6 +13,7 @@ help:
 	@echo "make lint   style and types only"
 	@echo "make demo   train and evaluate on generated pictures, on the CPU, without downloads"
 	@echo "make bench  measure speed and memory, on a GPU if there is one; writes benchmarks/results"
+	@echo "make fuzz   every reader against 10,000 damaged and hostile files; writes results/fuzz.json"
 	@echo "make clean  remove caches and build products; .venv, data and runs stay"
 
 setup: $(ready)
@@ -37,6 +38,10 @@ demo: $(ready)
 # On a CPU wall-clock figures mean something only while nothing else runs.
 bench: $(ready)
 	$(bin)/python -m benchmarks
+
+# FUZZ="--inputs 100000 --seed 1" for more, or others
+fuzz: $(ready)
+	$(bin)/python -m tools.fuzz $(FUZZ)
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info

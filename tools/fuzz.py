@@ -432,7 +432,8 @@ _CVAT = f"""<?xml version="1.0" encoding="utf-8"?>
 <image id="0" name="sub/a.png" width="{WIDTH}" height="{HEIGHT}">
 <points label="cat" points="3.5,4.5;5,6"></points><box label="dog" xtl="2" ytl="2" xbr="9" ybr="9" group_id="1"></box>
 <polygon label="cat" points="2,2;10,2;10,10;2,10"></polygon><ellipse label="dog" cx="9" cy="9" rx="3" ry="2"></ellipse>
-<mask label="cat" rle="2,5,3,2" left="4" top="5" width="4" height="3"></mask><tag label="dog"></tag></image></annotations>
+<mask label="cat" rle="2,5,3,2" left="4" top="5" width="4" height="3"></mask>
+<tag label="dog"></tag></image></annotations>
 """.encode()
 
 

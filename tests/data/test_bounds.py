@@ -218,8 +218,8 @@ def test_label_studios_bytes(rle: object, tmp_path: Path) -> None:
     ],
 )
 def test_cvats_masks(attributes: str, tmp_path: Path) -> None:
-    text = f'<annotations><image name="a.png" width="{W}" height="{H}"><mask label="cat" {attributes}/></image></annotations>'
-    (tmp_path / "a.xml").write_text(text)
+    image = f'<image name="a.png" width="{W}" height="{H}"><mask label="cat" {attributes}/></image>'
+    (tmp_path / "a.xml").write_text(f"<annotations>{image}</annotations>")
     with pytest.raises(UserError, match="a.xml: image 'a.png', mask 1: "):
         read_marked([tmp_path / "a.xml"], "cvat")
     assert growth(lambda: read_marked([tmp_path / "a.xml"], "cvat")) < 50
