@@ -233,11 +233,11 @@ def test_edited_tags_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "--tags",
         str(tags),
     ]
-    assert main(command) == 0 and main(command) == 0  # what it wrote itself may be written again
+    assert cli.main(command) == 0 and main(command) == 0  # what it wrote itself may be written again
     edited = tags.read_text().replace("train", "val")
     tags.write_text(edited)
     (tmp_path / "p.json").unlink()
-    assert main(command) == 2
+    assert cli.main(command) == 2
     assert "tags.csv: exists and differs" in capsys.readouterr().err
     assert tags.read_text() == edited and not (tmp_path / "p.json").exists()
-    assert main([*command, "--overwrite"]) == 0 and "train" in tags.read_text()
+    assert cli.main([*command, "--overwrite"]) == 0 and "train" in tags.read_text()
