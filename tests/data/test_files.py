@@ -126,7 +126,7 @@ def test_numbers_of_json_fit_into_64_bits(tmp_path: Path) -> None:
 
 
 def test_fields_of_a_csv_file_are_bounded(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"a.csv: line 1: field larger than field limit \(131072\); close its quot"):
+    with pytest.raises(UserError, match=r"a.csv: line 2: field larger than field limit \(131072\); close its quot"):
         list(csv_lines('a,b\n"' + "x" * 200_000, tmp_path / "a.csv"))
 
 

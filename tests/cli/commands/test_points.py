@@ -233,7 +233,7 @@ def test_edited_tags_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "--tags",
         str(tags),
     ]
-    assert cli.main(command) == 0 and main(command) == 0  # what it wrote itself may be written again
+    assert cli.main(command) == 0 and cli.main(command) == 0  # what it wrote itself may be written again
     edited = tags.read_text().replace("train", "val")
     tags.write_text(edited)
     (tmp_path / "p.json").unlink()
