@@ -49,6 +49,11 @@ def test_names_that_yaml_reads_as_something_else(name: str, load: Callable[[str]
     assert load(f"class_names: ['{name}']") == {"class_names": [name]}
 
 
+def test_numbers_without_end(load: Callable[[str], Any]) -> None:
+    with pytest.raises(UserError, match="a value of the configuration cannot be read"):
+        load(f"data: {'9' * 5000}")
+
+
 def test_settings_of_other_kinds_are_left_alone(load: Callable[[str], Any]) -> None:
     assert load("scale_range: [1, 2]\nclass_names: null\nnames: [no]") == {
         "scale_range": [1, 2],

@@ -134,8 +134,8 @@ def test_the_largest_image(tmp_path: Path) -> None:
         ({"area": float("1e400")}, "area inf; expected a number of pixels"),
         ({"segmentation": {"size": True, "counts": [768]}}, "mask of size True; expected"),
         ({"segmentation": {"counts": [768]}}, "mask of size None; expected"),
-        ({"segmentation": [{}]}, "expected a polygon as numbers"),
-        ({"segmentation": [[None] * 6]}, "expected a polygon as finite numbers"),
+        ({"segmentation": [{}]}, ".*; expected a polygon as numbers"),
+        ({"segmentation": [[None] * 6]}, ".*; expected a polygon as finite numbers"),
     ],
 )
 def test_annotations(annotation: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ def test_data_check_says_all_that(tmp_path: Path) -> None:
     Image.fromarray(values).save(tmp_path / "images" / "a.tif")
     deep_tiff(tmp_path / "images" / "b.tif", np.zeros((3, H, W)))
     (tmp_path / "tags.csv").write_text("image,tags,split\na.tif,cat,train\nb.tif,cat,train\n")
-    data = FolderDataModule(str(tmp_path), supervision="tags", semantic_source="none")
+    data = FolderDataModule(str(tmp_path), supervision="tags", semantic_source="none", val_split="train")
     data.setup("fit")
     images = CheckedImages(data.datasets["train"], data.class_names, 1)
     (dark,), (planar,) = images[0].problems, images[1].problems

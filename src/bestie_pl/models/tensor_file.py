@@ -31,7 +31,7 @@ def read_file(path: Path) -> Any:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
+    except (PermissionError, MemoryError):
         raise
     except Exception as error:  # the unpickler meets damaged files with a dozen classes, AssertionError among them
         raise ValueError(
