@@ -1,6 +1,6 @@
 # `make` lists what there is. It needs nothing but Python >= 3.11; what a target uses is installed into .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint demo bench docs clean
+.PHONY: help setup test lint demo bench docs fuzz clean
 .SUFFIXES:
 
 bin := .venv/bin
@@ -14,6 +14,7 @@ help:
 	@echo "make demo   train and evaluate on generated pictures, on the CPU, without downloads"
 	@echo "make bench  measure speed and memory, on a GPU if there is one; writes benchmarks/results"
 	@echo "make docs   build the documentation site, build/site; wrong links are errors"
+	@echo "make fuzz   every reader against 10,000 damaged and hostile files; writes results/fuzz.json"
 	@echo "make clean  remove caches and build products; .venv, data and runs stay"
 
 setup: $(ready)
@@ -43,6 +44,10 @@ bench: $(ready)
 docs: $(ready)
 	$(bin)/python -m tools.site
 	$(bin)/zensical build --strict
+
+# FUZZ="--inputs 100000 --seed 1" for more, or others
+fuzz: $(ready)
+	$(bin)/python -m tools.fuzz $(FUZZ)
 
 clean:
 	rm -rf build dist .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info

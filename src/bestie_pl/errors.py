@@ -26,7 +26,7 @@ def expected_one_of(name: object, known: Iterable[str]) -> str:
     """
     names = list(known)
     folded = {text.casefold(): text for text in reversed(names)}
-    close = get_close_matches(str(name).strip().casefold(), folded, n=1, cutoff=0.7)
+    close = get_close_matches(str(name).strip().casefold(), folded, n=1, cutoff=0.6)
     meant = f" (did you mean {folded[close[0]]!r}?)" if close else ""
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return f"expected one of {', '.join(names[:LISTED])}{more}{meant}"

@@ -10,11 +10,25 @@ import torch
 from torch._utils import ExceptionWrapper
 
 from bestie_pl.cli import main as cli
+from bestie_pl.errors import UserError
 from bestie_pl.structures import Geometry
 
 
 def _objection_of_ours() -> Any:
     return Geometry(peak_window=4)
+
+
+def _user_error() -> Any:
+    raise UserError("a.csv: line 2: wrong; correct it")
+
+
+def _user_error_from_inside_a_library() -> Any:
+    """The class decides, not where it was raised."""
+    exec("raise error('b.csv: wrong')", {"error": UserError, "__name__": "numpy.core"})
+
+
+def _full_disk() -> Any:
+    raise OSError(28, "No space left on device", "/data/a.ckpt")
 
 
 def _defect() -> Any:
@@ -71,6 +85,11 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], in
     [
         (_objection_of_ours, 2, "peak_window must be odd, got 4"),
         (_in_worker(_objection_of_ours), 2, "peak_window must be odd, got 4"),
+        (_user_error, 2, "a.csv: line 2: wrong; correct it"),
+        (_in_worker(_user_error), 2, "a.csv: line 2: wrong; correct it"),
+        (_user_error_from_inside_a_library, 2, "b.csv: wrong"),
+        (_full_disk, 2, "No space left on device: '/data/a.ckpt'"),
+        (_in_worker(_full_disk), 2, "No space left on device: '/data/a.ckpt'"),
         (_missing_file, 2, "No such file or directory: '/nowhere/points.txt'"),
         (_in_worker(_missing_file), 2, "No such file or directory: '/nowhere/points.txt'"),
         (_interrupt, 130, "interrupted"),
@@ -118,4 +137,6 @@ def test_success_and_argparse_status_pass_through(command: Callable[[Callable[[]
 
 def test_unknown_command_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["ftt"]) == 2
-    assert "unknown command 'ftt'; expected one of fit, validate, test, predict" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "unknown command 'ftt'; expected one of fit, validate, test, predict" in said
+    assert "(did you mean 'fit'?)" in said

@@ -352,9 +352,9 @@ def test_the_releases_recipe_needs_points_everywhere(folder: Path) -> None:
         ({"supervision": "tags"}, "training needs a folder of cues .* give cues_dir"),
         ({"semantic_dir": None}, "training needs a folder of semantic maps .* give semantic_dir"),
         ({"annotations": None, "supervision": "full"}, "the split train needs ground truth; give annotations"),
-        ({"train_split": "test"}, r"tags.csv: no image of the split 'test'; there are train, val: add a column"),
+        ({"train_split": "test"}, r"tags.csv: no image of the split 'test'; expected one of train, val: add a column"),
         ({"class_names": ["cat"]}, "tags.csv: line 2: tag 'dog'; expected one of cat: correct it, or give all class_n"),
-        ({"class_names": ["cat", "dog", "cat"]}, "class_names has a name twice: cat, dog, cat"),
+        ({"class_names": ["cat", "dog", "cat"]}, "class_names: 'cat' stands there twice"),
     ],
 )
 def test_settings_that_do_not_fit(folder: Path, settings: dict[str, Any], message: str) -> None:

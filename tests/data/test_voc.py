@@ -28,7 +28,7 @@ def test_classes_are_known_before_setup(voc_folder, tmp_path):
     assert VOCDataModule(str(tmp_path)).class_names == VOC_CLASSES and len(VOC_CLASSES) == 20
     assert VOCDataModule(str(voc_folder), class_names=["a", "b", "c"]).num_classes == 3
     (voc_folder / "classes.txt").write_text("cat\ncat\n")
-    with pytest.raises(ValueError, match=r"classes.txt: expected one class name a line, each once"):
+    with pytest.raises(ValueError, match=r"classes.txt: 'cat' stands there twice"):
         VOCDataModule(str(voc_folder))
 
 

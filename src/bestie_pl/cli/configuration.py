@@ -37,6 +37,8 @@ def load_configuration(load: Callable[[str], Any], text: str) -> Any:
         count = _unfolded(content, {})
     except RecursionError as error:
         raise UserError("the configuration is nested too deeply, or holds itself; write it out") from error
+    except ValueError as error:  # YAML's own errors are no ValueErrors
+        raise UserError(f"a value of the configuration cannot be read ({error}); correct it") from error
     if count > LARGEST:
         raise UserError(
             f"the aliases (*name) of the configuration unfold into {count} values; expected at most {LARGEST}: write "

@@ -25,6 +25,7 @@ from bestie_pl.data.formats.cues import cue_lines, cues_of_rows, parse_cue
 from bestie_pl.data.formats.images import check_size, open_image, remarks
 from bestie_pl.data.formats.maps import SEMANTIC_MAP, check_classes, read_label_map
 from bestie_pl.data.samples import EvaluationSamples, Split, TrainingSamples
+from bestie_pl.errors import UserError
 from bestie_pl.ops.components import label_components, tagged_classes
 from bestie_pl.ops.transfer import component_of
 from bestie_pl.structures import IGNORE, Cues, Instances
@@ -148,7 +149,7 @@ class CheckedImages(Dataset[ImageFacts]):
             body = content.rstrip(b"\0")
             zeros = len(content) - len(body)
             if zeros > TORN and content.startswith(b"\xff\xd8") and not body.endswith(b"\xff\xd9"):
-                raise ValueError(f"{path}: its last {zeros} bytes are zero and the image has no end: copy it again")
+                raise UserError(f"{path}: its last {zeros} bytes are zero and the image has no end: copy it again")
 
     def _read_cues(self, facts: ImageFacts, index: int) -> Cues | None:
         """Those that training uses; None if it reads none here."""

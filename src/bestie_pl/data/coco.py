@@ -177,8 +177,8 @@ def read_index(path: Path, category_ids: tuple[int, ...], *, keep_masks: bool) -
     if not images or not isinstance(images, list):
         raise UserError(f"{path}: lists no images; expected a COCO annotation file with `images`")
     # Windows writes other separators
-    files: list[str] = [_field(image, "file_name", str, path).replace("\\", "/") for image in images]
-    files = [posixpath.normpath(file) if file.startswith("./") else file for file in files]
+    given = (_field(image, "file_name", str, path).replace("\\", "/") for image in images)
+    files = [posixpath.normpath(file) for file in given]
     check_plain(path, files)
     names = [image_name(file) for file in files]
     check_unique(path, names)

@@ -37,7 +37,7 @@ def read_file(path: Path) -> Any:
         if whole:
             _refuse_inflation(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=whole)
-    except (OSError, MemoryError):
+    except (PermissionError, MemoryError):
         raise
     except Exception as error:  # the unpickler meets damaged files with a dozen classes, AssertionError among them
         raise ValueError(

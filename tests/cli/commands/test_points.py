@@ -221,3 +221,26 @@ def test_every_folder_configuration_runs(shapes_folder: Path, tmp_path: Path) ->
     for config in ("tags", "points"):
         state = torch.load(tmp_path / config / "checkpoints" / "last.ckpt", weights_only=True)
         assert state["global_step"] == 2 and all(v.isfinite().all() for v in state["state_dict"].values())
+
+
+def test_edited_tags_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.csv").write_text("image,x,y,class\na.png,1,2,cat\n")
+    tags = tmp_path / "tags.csv"
+    command = [
+        "points",
+        str(tmp_path / "p.csv"),
+        "--from",
+        "csv",
+        "--output",
+        str(tmp_path / "p.json"),
+        "--tags",
+        str(tags),
+    ]
+    assert cli.main(command) == 0 and cli.main(command) == 0  # what it wrote itself may be written again
+    edited = tags.read_text().replace("train", "val")
+    tags.write_text(edited)
+    (tmp_path / "p.json").unlink()
+    assert cli.main(command) == 2
+    assert "tags.csv: exists and differs" in capsys.readouterr().err
+    assert tags.read_text() == edited and not (tmp_path / "p.json").exists()
+    assert cli.main([*command, "--overwrite"]) == 0 and "train" in tags.read_text()

@@ -289,9 +289,11 @@ def _covers(other: str, theirs: CheckedImages, stage: str, images: CheckedImages
         return False
     if images.split.truth is not None and theirs.split.truth is None:
         return False
-    return len(theirs) == len(images) and all(
-        a == b for a, b in zip(theirs.split.images, images.split.images, strict=True)
-    )
+    try:
+        pairs = zip(theirs.split.images, images.split.images, strict=True)
+        return len(theirs) == len(images) and all(a == b for a, b in pairs)
+    except READ_ERRORS:  # a name that leads nowhere is reported where it is read
+        return False
 
 
 def _describe(stage: str, summary: SplitSummary, class_names: Sequence[str]) -> Iterator[str]:

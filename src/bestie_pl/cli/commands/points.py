@@ -42,12 +42,15 @@ def main(args: list[str]) -> int:
         _match(marked.images, Path(options.images))
     points = marked.points(Path(options.inputs[0]), options.classes)
     output = Path(options.output)
+    tags = None if options.tags is None else tag_csv(points, (image.tags for image in marked.images))
+    if tags is not None and not options.overwrite:
+        _keep_edited(Path(options.tags), tags)
     if output.suffix.lower() == ".json":
         write_text(output, to_json(points))
     else:
         write_release(points, output)
-    if options.tags is not None:
-        write_text(Path(options.tags), tag_csv(points, (image.tags for image in marked.images)))
+    if tags is not None:
+        write_text(Path(options.tags), tags)
     counts = points.classes.long().bincount(minlength=len(points.class_names)).tolist()
     for group in alike(points.class_names):
         print(f"class names that differ by little: {', '.join(group)}; is it one class?", file=sys.stderr)
@@ -55,6 +58,14 @@ def main(args: list[str]) -> int:
     for number, (name, count) in enumerate(zip(points.class_names, counts, strict=True)):
         print(f"  class {number}  {name}: {count}")
     return 0
+
+
+def _keep_edited(path: Path, content: str) -> None:
+    """Raise UserError if a file holds something else than what would be written: splits are made by editing it."""
+    if path.exists() and path.read_bytes() != content.encode(errors="backslashreplace"):
+        raise UserError(
+            f"{path}: exists and differs, perhaps by what you edited; give another file as --tags, or --overwrite it"
+        )
 
 
 def _match(images: Iterable[MarkedImage], folder: Path) -> None:
@@ -120,4 +131,5 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="also write the images' tags, a CSV for FolderDataModule; all are in the split train, until you edit it",
     )
+    parser.add_argument("--overwrite", action="store_true", help="write the file of tags anew even if it was edited")
     return parser

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from bestie_pl.errors import UserError
 
@@ -11,6 +12,7 @@ MOST_CLASSES = 254
 """A semantic map has 8 bits: 0 is background, 255 ignore, and ``c + 1`` class ``c``."""
 
 
+@lru_cache(4096)  # files repeat few names millions of times
 def class_name(text: str) -> str:
     """A class name as all readers take it: letters composed, no blanks at its ends, one between words.
 

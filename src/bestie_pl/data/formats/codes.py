@@ -60,7 +60,7 @@ def encode_runs(counts: object, size: tuple[int, int], where: str) -> dict[str, 
     try:
         check_code(code)
     except UserError as error:
-        raise UserError(f"{where}: counts: {counts!r:.100}: {error}; restore the file") from error
+        raise UserError(f"{where}: {error}; restore the file") from error
     coded: dict[str, Any] = code if isinstance(counts, str) else rle.frPyObjects(code, *size)
     return coded
 

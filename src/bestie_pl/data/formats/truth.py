@@ -197,7 +197,7 @@ def _run_lengths(annotation: dict[str, Any], size: tuple[int, int], where: str) 
                 f"{where}: mask of size {found!r:.50}; expected {list(size)}, height and width of the image"
             )
         return encode_runs(segmentation.get("counts"), size, where)
-    if not segmentation:
+    if not isinstance(segmentation, list) or not segmentation:
         raise UserError(f"{where}: no mask; expected polygons [[x, y, x, y, ...]] or a run-length code, not just a box")
     merged: dict[str, Any] = rle.merge(encode_polygons(segmentation, size, where))
     return merged
