@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -37,9 +38,12 @@ def read_file(path: Path) -> Any:
         if whole:
             _refuse_inflation(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=whole)
-    except (OSError, MemoryError):
+    except MemoryError:
         raise
     except Exception as error:  # the unpickler meets damaged files with a dozen classes, AssertionError among them
+        # torch calls the seek before the start of a cut file an invalid argument
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise ValueError(
             f"{path} is no file of tensors and plain values only, and nothing else is loaded: {_reason(error)}"
         ) from error
