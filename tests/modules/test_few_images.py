@@ -53,13 +53,15 @@ def test_more_processes_than_images(kind: Any, shapes_folder: Path, tmp_path: Pa
     torch.manual_seed(0)
     classifies = kind is PeakAttentionModule
     settings = {"width": 16} if classifies else {"decoder": "pyramid"}
-    module = kind(5, **SMALL, **settings)
+    module = kind(5, **SMALL, **settings, **({"supervision": "points"} if kind is BestieModule else {}))
     sizes = {"train_images": 16, "val_images": 5, "test_images": 5, "image_size": 64, "num_workers": 0}
-    labels = {"supervision": "tags", "semantic_source": "none" if classifies else "folder"}
+    # the scenes have points and no cues, and the semantic module needs neither
+    supervision = "points" if kind is BestieModule else "tags"
+    labels = {"supervision": supervision, "semantic_source": "none" if classifies else "folder"}
     data = OneImage(str(shapes_folder), **sizes, crop_size=64, batch_size=2, **labels)  # type: ignore[arg-type]
     (one,) = make_trainer(tmp_path, devices=1).test(module, data, verbose=False)
     (two,) = make_trainer(tmp_path, devices=2, strategy="ddp_fork").test(module, data, verbose=False)
     assert one == two and one
     trainer = make_trainer(tmp_path, devices=2, strategy="ddp_fork")
     trainer.fit(module, data)
-    assert trainer.global_step == 1
+    assert trainer.callback_metrics["train/loss"].isfinite()

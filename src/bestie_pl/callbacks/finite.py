@@ -37,6 +37,8 @@ class StopAtNonFinite(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         """Look at everything that this step rests on."""
+        if not self._seen:  # the module has left out the batch
+            return
         names, losses = [batch for batch, _ in self._seen], torch.stack([loss for _, loss in self._seen])
         self._seen = []
         gradients: list[Tensor] = []

@@ -109,8 +109,11 @@ class Interruption(Callback):
         self._cancel_timer()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the signals back."""
+        """Give the signals back; one that came after the last step still says how the process ends."""
         self._give_back()
+        number, self._signal = self._signal, 0
+        if number:
+            _end_with(number)
 
     def _listen(self, trainer: pl.Trainer) -> None:
         """Overrule Lightning, whose handler of SIGTERM makes processes wait for each other and ends them with 0."""

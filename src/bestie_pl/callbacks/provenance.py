@@ -35,7 +35,7 @@ OF_DATA = ("image_scale", "recipe")
 
 def weights_of(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
     """Where a module's weights came from: file, hash and step of a checkpoint; or the hash of what is in memory."""
-    source = trainer.ckpt_path or getattr(module, "init_from", None)
+    source = trainer.ckpt_path or getattr(module, "weights_from", None)
     path = find_checkpoint(Path(source)) if source else None
     if path is not None and path.is_file():
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -206,7 +206,7 @@ class BestieCLI(LightningCLI):
         given = settings.get("ckpt_path")
         if given is None:
             if verb != "fit":
-                provide_weights(self.model)
+                self.model.weights_from = provide_weights(self.model)  # for the files that say so
             return
         root = Path(self.trainer.default_root_dir)
         path = find_checkpoint(root / CHECKPOINTS / LAST if given == "last" else Path(given))

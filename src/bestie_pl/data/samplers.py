@@ -125,11 +125,15 @@ class EvaluationSampler(DistributedSampler[int]):
         return len(self.indices)
 
 
+SMALL_BATCH = 2**20
+"""Pixels of a batch, padding included, whose memory does not matter."""
+
+
 class EvaluationBatches(BatchSampler):
     """Images in their order, as many together as ``batch_size`` and their sizes allow.
 
-    Images of a batch are padded to the largest. A batch ends before an image that would make more than half of it
-    padding, so that memory follows the images: one of 4,000 px among small ones is seen alone.
+    Images of a batch are padded to the largest. A large batch ends before an image that would make more than a third of
+    it padding, so that memory follows the images: one of 4,000 px among small ones is seen alone.
 
     Args:
         sampler: Not looked at. Lightning makes batch samplers anew with another one.
@@ -168,7 +172,7 @@ class EvaluationBatches(BatchSampler):
             h, w = self.size_of(image) if self.batch_size > 1 else (1, 1)
             height, width, area = max(height, h), max(width, w), area + h * w
             count = len(batches[-1]) if batches else self.batch_size
-            if count == self.batch_size or height * width * (count + 1) > 2 * area:
+            if count == self.batch_size or height * width * (count + 1) > max(SMALL_BATCH, 1.5 * area):
                 batches.append([])
                 height, width, area = h, w, h * w
             batches[-1].append(image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -40,6 +41,9 @@ def read_file(path: Path) -> Any:
     except (PermissionError, MemoryError):
         raise
     except Exception as error:  # the unpickler meets damaged files with a dozen classes, AssertionError among them
+        # torch calls the seek before the start of a cut file an invalid argument
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise ValueError(
             f"{path} is no file of tensors and plain values only, and nothing else is loaded: {_reason(error)}"
         ) from error

@@ -245,6 +245,9 @@ class PeakAttentionModule(NetworkModule):
 
     def _evaluate(self, batch: Batch) -> None:
         spare = (0, self.labels - batch.tags.shape[1])
+        if len(batch) == 0:  # of a process without images, which gathers empty tensors and not nothing
+            self.average_precision.preds.append(torch.zeros(0, self.labels, device=self.device))
+            self.average_precision.target.append(torch.zeros(0, self.labels, dtype=torch.int32, device=self.device))
         for (size,), rows in _groups(batch.sizes):
             scores = self(batch.images[rows, :, : size[0], : size[1]]).sigmoid()
             tags = batch.tags[rows].int()
