@@ -33,11 +33,11 @@ class TrainingMonitor(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Choose how often to log."""
-        steps = trainer.estimated_stepping_batches
-        if steps > 0 and steps != float("inf") and trainer.log_every_n_steps > 0:
-            trainer.log_every_n_steps = min(trainer.log_every_n_steps, max(1, int(steps) // POINTS))
-        self._data = deque(maxlen=max(1, trainer.log_every_n_steps))
-        self._compute = deque(maxlen=max(1, trainer.log_every_n_steps))
+        settings: Any = trainer  # whose class does not declare it
+        steps, interval = trainer.estimated_stepping_batches, int(settings.log_every_n_steps)
+        if 0 < steps < float("inf") and interval > 0:
+            interval = settings.log_every_n_steps = min(interval, max(1, int(steps) // POINTS))
+        self._data, self._compute = (deque(maxlen=max(1, interval)) for _ in range(2))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start to wait for a batch."""

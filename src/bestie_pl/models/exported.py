@@ -41,9 +41,9 @@ class _Core(nn.Module):
         self.register_buffer("mean", model.mean.clone())
         self.register_buffer("std", model.std.clone())
 
-    def forward(self, images: Tensor) -> InstanceMaps:
-        maps: InstanceMaps = self.network((images - self.mean) / self.std)
-        return maps
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        # a plain tuple: whoever reads the file does not know our classes
+        return tuple(self.network((images - self.mean) / self.std))
 
 
 def follow(model: BestieModel) -> ExportedProgram:
