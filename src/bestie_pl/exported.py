@@ -16,6 +16,7 @@ from bestie_pl.models.bestie import SIZE_STEP, STRIDE, BestieModel
 from bestie_pl.models.exported import (
     FILES,
     INPUT,
+    LEAST_SIDE,
     OPSET,
     OUTPUTS,
     ExportedModel,
@@ -141,9 +142,10 @@ def model_card(
         "```",
         "",
         f"Without this package: `{FILES[kind]}` ({steps}) takes `{INPUT}` (batch, 3, height, width), float32 RGB in "
-        f"[0, 1], both sides multiples of {SIZE_STEP} (fill up at the bottom and right), and gives "
-        f"{', '.join(f'`{name}`' for name in OUTPUTS)} at a stride of {STRIDE}: logits with background first, a centre "
-        "heatmap for each class, and offsets (dy, dx) to the centre in pixels of the input. Normalisation is inside.",
+        f"[0, 1], both sides multiples of {SIZE_STEP} and at least {LEAST_SIDE} (fill up at the bottom and right), and "
+        f"gives {', '.join(f'`{name}`' for name in OUTPUTS)} at a stride of {STRIDE}: logits with background first, a "
+        "centre heatmap for each class, and offsets (dy, dx) to the centre in pixels of the input. Normalisation is "
+        "inside.",
         "",
         "## Licence",
         "",
