@@ -28,6 +28,7 @@ class TrainingMonitor(Callback):
 
     def __init__(self) -> None:
         self._mark = 0.0
+        self._rate: float | None = None
         self._data: deque[float] = deque()
         self._compute: deque[float] = deque()
 
@@ -54,6 +55,9 @@ class TrainingMonitor(Callback):
         now = time.perf_counter()
         self._data.append(now - self._mark)
         self._mark = now
+        # afterwards the schedule has set that of the next step
+        rates = [group["lr"] for optimizer in trainer.optimizers[:1] for group in optimizer.param_groups]
+        self._rate = max(rates, default=None)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -66,8 +70,8 @@ class TrainingMonitor(Callback):
             "seconds/data": sum(self._data) / len(self._data),
             "seconds/compute": sum(self._compute) / len(self._compute),
         }
-        if trainer.optimizers:
-            values["lr"] = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+        if self._rate is not None:
+            values["lr"] = self._rate
         pseudo = getattr(batch, "pseudo", None)
         if pseudo is not None:  # not read on the host: a device is not waited for
             values["labels/pseudo"] = ((pseudo.area > 0) & (pseudo.weight > 0)).sum() / len(batch)
