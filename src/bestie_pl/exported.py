@@ -80,13 +80,13 @@ def read_exported(path: Path) -> tuple[BestieModule, float]:
     """
     beside = path.parent / SETTINGS
     text = read_text(beside, "what `bestie-pl export` wrote beside the network; keep its files together")
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}; expected what `bestie-pl export` wrote")
     try:
         settings = json.loads(text)
         scale, arguments = float(settings["image_scale"]), dict(settings["hyper_parameters"])
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{beside}: holds no settings of a network ({error!r}); export it again") from error
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}; expected what `bestie-pl export` wrote")
     # as a checkpoint without weights, so that settings are read in one way
     checkpoint = BytesIO()
     torch.save({"state_dict": {}, "hyper_parameters": arguments, "pytorch-lightning_version": "2.6.0"}, checkpoint)
