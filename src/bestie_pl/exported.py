@@ -16,6 +16,7 @@ from bestie_pl.models.bestie import SIZE_STEP, STRIDE, BestieModel
 from bestie_pl.models.exported import (
     FILES,
     INPUT,
+    LEAST_SIDE,
     OPSET,
     OUTPUTS,
     ExportedModel,
@@ -79,13 +80,13 @@ def read_exported(path: Path) -> tuple[BestieModule, float]:
     """
     beside = path.parent / SETTINGS
     text = read_text(beside, "what `bestie-pl export` wrote beside the network; keep its files together")
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}; expected what `bestie-pl export` wrote")
     try:
         settings = json.loads(text)
         scale, arguments = float(settings["image_scale"]), dict(settings["hyper_parameters"])
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{beside}: holds no settings of a network ({error!r}); export it again") from error
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}; expected what `bestie-pl export` wrote")
     # as a checkpoint without weights, so that settings are read in one way
     checkpoint = BytesIO()
     torch.save({"state_dict": {}, "hyper_parameters": arguments, "pytorch-lightning_version": "2.6.0"}, checkpoint)
@@ -141,9 +142,10 @@ def model_card(
         "```",
         "",
         f"Without this package: `{FILES[kind]}` ({steps}) takes `{INPUT}` (batch, 3, height, width), float32 RGB in "
-        f"[0, 1], both sides multiples of {SIZE_STEP} (fill up at the bottom and right), and gives "
-        f"{', '.join(f'`{name}`' for name in OUTPUTS)} at a stride of {STRIDE}: logits with background first, a centre "
-        "heatmap for each class, and offsets (dy, dx) to the centre in pixels of the input. Normalisation is inside.",
+        f"[0, 1], both sides multiples of {SIZE_STEP} and at least {LEAST_SIDE} (fill up at the bottom and right), and "
+        f"gives {', '.join(f'`{name}`' for name in OUTPUTS)} at a stride of {STRIDE}: logits with background first, a "
+        "centre heatmap for each class, and offsets (dy, dx) to the centre in pixels of the input. Normalisation is "
+        "inside.",
         "",
         "## Licence",
         "",

@@ -77,7 +77,7 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no such checkpoint: {path}; expected {KIND}")
-    content = read_file(path)
+    content: Mapping[str, Any] = read_file(path)
     settings = content.get("hyper_parameters") if isinstance(content, Mapping) else None
     if not isinstance(settings, Mapping) or "guidance" not in settings or "state_dict" not in content:
         raise ValueError(f"{path}: holds no network that finds instances; expected {KIND}")

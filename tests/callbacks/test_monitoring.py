@@ -68,8 +68,7 @@ def test_short_trainings_log_every_step(tmp_path: Path, given: int) -> None:
     trainer.fit(Module(), torch.utils.data.DataLoader(Batches(), batch_size=None))
     rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
     assert [int(row["step"]) for row in rows] == list(range(10))
-    rates = [float(row["lr"]) for row in rows]
-    assert rates[0] == pytest.approx(0.5) and rates[-1] == pytest.approx(0.05) and rates == sorted(rates)[::-1]
+    assert [float(row["lr"]) for row in rows] == pytest.approx([0.5] * 5 + [0.05] * 5)
     assert {float(row["labels/pseudo"]) for row in rows} == {1.5}
     data, compute = (sum(float(row[f"seconds/{part}"]) for row in rows) / 10 for part in ("data", "compute"))
     assert data >= 0.9 * WAIT and compute >= WORK

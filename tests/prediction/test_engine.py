@@ -66,7 +66,7 @@ def test_any_size_any_number(height: int, width: int, count: int, seed: int) -> 
     picture = draw_discs(
         (height, width), random.integers(0, [height, width], (count, 2)), random.integers(5, 14, count)
     )
-    (tiled,) = Predictor(CodedNetwork(), tile=96, overlap=32)([picture])
+    (tiled,) = Predictor(CodedNetwork(), tile=128, overlap=64)([picture])
     (whole,) = Predictor(CodedNetwork())([picture])
     assert (tiled.image == picture).all() and tiled.instances.size == (height, width)
     found, expected = tiled.to_label_image() > 0, whole.to_label_image() > 0
@@ -84,7 +84,7 @@ def test_scaled_images_are_cut_before_they_are_enlarged() -> None:
         Predictor(network, image_scale=0)
 
 
-@pytest.mark.parametrize(("tile", "overlap"), [(100, 32), (128, 96), (128, 20), (0, 0), (128, -32)])
+@pytest.mark.parametrize(("tile", "overlap"), [(100, 32), (128, 96), (128, 20), (0, 0), (128, -32), (128, 32)])
 def test_tiles_that_fit_no_network_are_refused(tile: int, overlap: int) -> None:
     with pytest.raises(ValueError, match="tile and overlap must be multiples of 32"):
         Predictor(CodedNetwork(), tile=tile, overlap=overlap)

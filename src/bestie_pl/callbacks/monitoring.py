@@ -28,16 +28,17 @@ class TrainingMonitor(Callback):
 
     def __init__(self) -> None:
         self._mark = 0.0
+        self._rate: float | None = None
         self._data: deque[float] = deque()
         self._compute: deque[float] = deque()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Choose how often to log."""
-        steps = trainer.estimated_stepping_batches
-        if steps > 0 and steps != float("inf") and trainer.log_every_n_steps > 0:
-            trainer.log_every_n_steps = min(trainer.log_every_n_steps, max(1, int(steps) // POINTS))
-        self._data = deque(maxlen=max(1, trainer.log_every_n_steps))
-        self._compute = deque(maxlen=max(1, trainer.log_every_n_steps))
+        settings: Any = trainer  # whose class does not declare it
+        steps, interval = trainer.estimated_stepping_batches, int(settings.log_every_n_steps)
+        if 0 < steps < float("inf") and interval > 0:
+            interval = settings.log_every_n_steps = min(interval, max(1, int(steps) // POINTS))
+        self._data, self._compute = (deque(maxlen=max(1, interval)) for _ in range(2))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start to wait for a batch."""
@@ -54,6 +55,9 @@ class TrainingMonitor(Callback):
         now = time.perf_counter()
         self._data.append(now - self._mark)
         self._mark = now
+        # afterwards the schedule has set that of the next step
+        rates = [group["lr"] for optimizer in trainer.optimizers[:1] for group in optimizer.param_groups]
+        self._rate = max(rates, default=None)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -66,8 +70,8 @@ class TrainingMonitor(Callback):
             "seconds/data": sum(self._data) / len(self._data),
             "seconds/compute": sum(self._compute) / len(self._compute),
         }
-        if trainer.optimizers:
-            values["lr"] = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+        if self._rate is not None:
+            values["lr"] = self._rate
         pseudo = getattr(batch, "pseudo", None)
         if pseudo is not None:  # not read on the host: a device is not waited for
             values["labels/pseudo"] = ((pseudo.area > 0) & (pseudo.weight > 0)).sum() / len(batch)

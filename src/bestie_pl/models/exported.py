@@ -24,6 +24,8 @@ FILES: dict[ExportFormat, str] = {"onnx": "model.onnx", "torch": "model.pt2"}
 OPSET = 18
 """Of ONNX: the first that has everything the networks need, so that old runtimes take the file."""
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+LEAST_SIDE = 2 * SIZE_STEP
+"""Of the images that a file takes: what is followed with several cells cannot enlarge a single one."""
 EXAMPLE = (2, 3, 3 * SIZE_STEP, 2 * SIZE_STEP)
 """Shape of the images that the network is followed with: no two numbers alike, none of them 1."""
 
@@ -32,7 +34,10 @@ OUTPUTS = InstanceMaps._fields
 
 
 class _Core(nn.Module):
-    """RGB images in [0, 1] whose sides 32 divides -> maps at stride 4: normalisation and network."""
+    """RGB images in [0, 1] whose sides 32 divides, 64 at least -> maps at stride 4: normalisation and network."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, model: BestieModel) -> None:
         super().__init__()
@@ -41,14 +46,14 @@ class _Core(nn.Module):
         self.register_buffer("mean", model.mean.clone())
         self.register_buffer("std", model.std.clone())
 
-    def forward(self, images: Tensor) -> InstanceMaps:
-        maps: InstanceMaps = self.network((images - self.mean) / self.std)
-        return maps
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        # a plain tuple: whoever reads the file does not know our classes
+        return tuple(self.network((images - self.mean) / self.std))
 
 
 def follow(model: BestieModel) -> ExportedProgram:
-    """The network as a graph, for any number of images of any size that 32 divides."""
-    height, width = (SIZE_STEP * Dim(name, min=1, max=1024) for name in ("rows", "columns"))
+    """The network as a graph, for any number of images of any size from 64 on that 32 divides."""
+    height, width = (SIZE_STEP * Dim(name, min=2, max=1024) for name in ("rows", "columns"))
     core = _Core(model).eval().cpu()
     return torch.export.export(
         core, (torch.rand(EXAMPLE),), dynamic_shapes={INPUT: {0: Dim("batch", min=1, max=4096), 2: height, 3: width}}
@@ -104,9 +109,9 @@ class ExportedModel(nn.Module):
         self._mean = like.mean.clone()
 
     def forward(self, images: Tensor) -> InstanceMaps:
-        """See ``BestieModel.forward``."""
+        """See ``BestieModel.forward``. Sides of up to 32 px are filled up to 64, where the network fills up to 32."""
         height, width = images.shape[-2:]
-        bottom, right = -height % SIZE_STEP, -width % SIZE_STEP
+        bottom, right = (max(LEAST_SIDE - side, -side % SIZE_STEP) for side in (height, width))
         # the mean colour is what normalisation makes 0
         filled = F.pad(images - self._mean, (0, right, 0, bottom)) + self._mean
         h, w = -(-height // STRIDE), -(-width // STRIDE)

@@ -61,7 +61,7 @@ class Predictor:
         network: In evaluation as it is used here; it may be in training otherwise.
         image_scale: Factor by which images are enlarged beforehand, as for the network's training.
         tile: Side in pixels of the network's input, a multiple of 32.
-        overlap: Of neighbouring tiles, at most half a tile, a multiple of 32.
+        overlap: Of neighbouring tiles, at least 64 px and at most half a tile, a multiple of 32.
 
     Raises:
         ValueError: A number out of its range, or the network is told an oracle, which a source cannot give.
@@ -72,10 +72,10 @@ class Predictor:
     ) -> None:
         if not image_scale > 0:
             raise ValueError(f"image_scale must be positive, got {image_scale}")
-        if tile < STRIDE or tile % STRIDE or overlap % STRIDE or not 0 <= 2 * overlap <= tile:
+        if tile % STRIDE or overlap % STRIDE or not 2 * MARGIN <= overlap <= tile / 2:
             raise ValueError(
-                f"tile and overlap must be multiples of {STRIDE}, and overlap at most half a tile; got {tile} and "
-                f"{overlap}"
+                f"tile and overlap must be multiples of {STRIDE}, and overlap at least {2 * MARGIN} and at most half a "
+                f"tile; got {tile} and {overlap}"
             )
         if network.oracle is not None:
             raise ValueError(f"images alone give no {network.oracle}; load the network with oracle: null")
@@ -125,6 +125,7 @@ class Predictor:
             return self._find_whole(picture)
         # in pixels of the image; those of the network's input where the scale is a power of two
         side, overlap, margin = (max(1, round(n / self.image_scale)) for n in (self.tile, self.overlap, MARGIN))
+        overlap = min(overlap, side // 2)
         mosaic = Mosaic(size, margin=min(margin, overlap // 2))
         for window in windows(size, side, overlap):
             mosaic.add(window, self._find_whole(_cut(picture, window)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,22 @@ from bestie_pl.structures import Instances
 UNSEEN = -1
 SAME = 0.5
 """Share of pixels from which two regions are taken for one object; at most one region can have more than half."""
+
+
+class _Objects(NamedTuple):
+    """A row an object; row 0 is nothing. ``whole``: not cut off by a window; ``area``: pixels that it has."""
+
+    classes: Tensor
+    scores: Tensor
+    whole: Tensor
+    area: Tensor
+
+    @classmethod
+    def none(cls) -> _Objects:
+        return cls(torch.tensor([-1]), torch.zeros(1), torch.tensor([False]), torch.zeros(1, dtype=torch.int64))
+
+    def extended(self, others: _Objects, rows: Tensor) -> _Objects:
+        return _Objects(*(torch.cat([mine, theirs[rows]]) for mine, theirs in zip(self, others, strict=True)))
 
 
 class Mosaic:
@@ -32,77 +50,92 @@ class Mosaic:
     def __init__(self, size: tuple[int, int], *, margin: int) -> None:
         self.size, self.margin = size, margin
         self._ids = torch.full(size, UNSEEN, dtype=torch.int32)
-        # a row an object; row 0 is nothing
-        self._classes = torch.tensor([-1])
-        self._scores = torch.zeros(1)
-        self._whole = torch.tensor([False])
-        self._area = torch.zeros(1, dtype=torch.int64)
-        self._area_once = torch.zeros(1, dtype=torch.int64)
-        self._box = torch.zeros(1, 4, dtype=torch.int64)
+        self._known = _Objects.none()
+        self._once = torch.zeros(1, dtype=torch.int64)  # area before other objects took their share
+        self._box = torch.zeros(1, 4, dtype=torch.int64)  # of the windows that an object was seen in
 
     def add(self, window: Window, instances: Instances) -> None:
         """Lay in the instances of one window, which is as large as they say."""
-        top, left, bottom, right = window
-        view = self._ids[top:bottom, left:right]
+        view = self._ids[window.top : window.bottom, window.left : window.right]
         new = paint_codes(instances.masks[::-1], instances.size)  # better ones over worse ones
         new = torch.where(new > 0, len(instances) + 1 - new, 0)
-        classes = torch.cat([torch.tensor([-1]), instances.classes])
-        scores = torch.cat([torch.zeros(1), instances.scores])
-        area = torch.bincount(new.flatten().long(), minlength=len(classes))
-        whole = self._is_whole(new, window, len(classes))
+        found = _Objects(
+            torch.cat([torch.tensor([-1]), instances.classes]),
+            torch.cat([torch.zeros(1), instances.scores]),
+            self._is_whole(new, window, len(instances) + 1),
+            torch.bincount(new.flatten().long(), minlength=len(instances) + 1),
+        )
+        partner, dropped = self._compare(view, new, found)
+        self._forget(view, window, kept=partner[partner > 0])
+        self._write(view, new, found, partner, dropped, window)
 
+    def _compare(self, view: Tensor, new: Tensor, found: _Objects) -> tuple[Tensor, Tensor]:
+        """Which known object each of the window's is a part of, 0 for none; and which of them are not to be added."""
+        known, count = self._known, len(found.classes)
         old, number, shared = shared_pixels(view, new)
-        old_whole, new_whole = self._whole[old], whole[number]
+        old_whole, new_whole = known.whole[old], found.whole[number]
         # whole and whole: the first one stays
-        least = torch.minimum(self._area[old], area[number])
-        drop = torch.zeros(len(classes), dtype=torch.bool)
-        drop[number[old_whole & new_whole & (shared > SAME * least)]] = True
+        least = torch.minimum(known.area[old], found.area[number])
+        dropped = torch.zeros(count, dtype=torch.bool)
+        dropped[number[old_whole & new_whole & (shared > SAME * least)]] = True
         # cut off and cut off: one object, if they agree where both windows look
-        old_here = torch.bincount(view.clamp(min=0).flatten().long(), minlength=len(self._classes))[old]
-        seen = torch.bincount(new[view >= 0].long(), minlength=len(classes))
-        agree = shared > SAME * (old_here + seen[number] - shared)
-        merged = ~old_whole & ~new_whole & agree & (self._classes[old] == classes[number])
-        target = torch.zeros(len(classes), dtype=torch.int64)
-        target[number[merged]] = old[merged]
-        # what is cut off here and was seen in full before, but not as this; and the reverse
-        drop |= ~whole & (target == 0) & (seen > SAME * area)
-        drop[0] = True
-        self._forget(view, window, kept=old[merged])
+        old_here = _count(view.clamp(min=0), len(known.classes))
+        seen = _count(new[view >= 0], count)
+        agree = shared > SAME * (old_here[old] + seen[number] - shared)
+        one = ~old_whole & ~new_whole & agree & (known.classes[old] == found.classes[number])
+        partner = torch.zeros(count, dtype=torch.int64)
+        partner[number[one]] = old[one]
+        # what is cut off here and was seen in full before, but not as this
+        dropped |= ~found.whole & (partner == 0) & (seen > SAME * found.area)
+        dropped[0] = True
+        return partner, dropped
 
-        fresh = ((target == 0) & ~drop & (area > 0)).nonzero().squeeze(1)
-        first = len(self._classes)
+    def _forget(self, view: Tensor, window: Window, *, kept: Tensor) -> None:
+        """Clear what earlier windows cut off and this one sees in full, but not as they did."""
+        rows = len(self._known.classes)
+        present = _count(view.clamp(min=0), rows)
+        gone = (present > 0) & ~self._known.whole & self._is_whole(view.clamp(min=0), window, rows)
+        gone[kept] = False
+        gone[0] = False
+        self._known.area.sub_(present * gone)
+        view[gone[view.clamp(min=0)]] = 0
+
+    def _write(
+        self, view: Tensor, new: Tensor, found: _Objects, partner: Tensor, dropped: Tensor, window: Window
+    ) -> None:
+        """Paint the window's objects: whole ones over what was cut off, the others where there is nothing."""
+        known, first = self._known, len(self._known.classes)
+        fresh = ((partner == 0) & ~dropped & (found.area > 0)).nonzero().squeeze(1)
+        target = partner.clone()
         target[fresh] = torch.arange(first, first + len(fresh))
-        target[drop] = 0
-        wins = new_whole & ~old_whole & ~drop[number]
+        old, number, shared = shared_pixels(view, new)
+        wins = found.whole[number] & ~known.whole[old] & ~dropped[number]
         lost = torch.zeros(first, dtype=torch.int64).index_add_(0, old[wins], shared[wins])
+        writable = (view <= 0) | (found.whole[new] & ~known.whole[view.clamp(min=0)])
+        numbers = target[new].int()
+        view.copy_(torch.where(writable & (numbers > 0), numbers, view.clamp(min=0)))
 
-        writable = (view <= 0) | (whole[new] & ~self._whole[view.clamp(min=0)])
-        written = target[new].int()
-        view.copy_(torch.where(writable & (written > 0), written, view.clamp(min=0)))
-
-        joined = target[number[merged]]
-        self._scores.scatter_reduce_(0, joined, scores[number[merged]], "amax")
-        self._area -= lost.where(self._area > 0, 0)
-        added = torch.bincount(new[writable].long(), minlength=len(classes))
-        for table, values in (("_area", added), ("_area_once", added)):
-            column = getattr(self, table).index_add(0, joined, values[number[merged]])
-            setattr(self, table, torch.cat([column, values[fresh]]))
-        box = torch.tensor([top, left, bottom, right])
+        joining = (partner > 0).nonzero().squeeze(1)
+        joined, added = partner[joining], _count(new[writable], len(found.classes))
+        known.scores.scatter_reduce_(0, joined, found.scores[joining], "amax")
+        known.area.sub_(lost).index_add_(0, joined, added[joining])
+        self._once.index_add_(0, joined, added[joining])
+        box = torch.tensor(window)
         self._box[joined] = _union(self._box[joined], box)
         self._box = torch.cat([self._box, box.expand(len(fresh), 4)])
-        self._classes = torch.cat([self._classes, classes[fresh]])
-        self._scores = torch.cat([self._scores, scores[fresh]])
-        self._whole = torch.cat([self._whole, whole[fresh]])
+        self._once = torch.cat([self._once, added[fresh]])
+        self._known = known.extended(found._replace(area=added), fresh)
         for row in (lost > 0).nonzero().squeeze(1).tolist():
-            if 0 < self._area[row] <= (1 - SAME) * self._area_once[row]:
+            if self._known.area[row] <= (1 - SAME) * self._once[row]:
                 self._erase(row)
 
     def instances(self) -> Instances:
         """All objects, best score first. No window can be added afterwards."""
         numbers, codes = encode(self._ids.clamp_(min=0))
-        order = self._scores[numbers].argsort(descending=True, stable=True)
+        order = self._known.scores[numbers].argsort(descending=True, stable=True)
         rows = numbers[order]
-        return Instances(tuple(codes[i] for i in order.tolist()), self._classes[rows], self._scores[rows], self.size)
+        masks = tuple(codes[i] for i in order.tolist())
+        return Instances(masks, self._known.classes[rows], self._known.scores[rows], self.size)
 
     def _is_whole(self, new: Tensor, window: Window, count: int) -> Tensor:
         """(count,) bool: which numbers of a window's map keep clear of borders that are not the image's."""
@@ -119,23 +152,19 @@ class Mosaic:
             strips.append(new[:, width - m :])
         whole = torch.ones(count, dtype=torch.bool)
         for strip in strips:
-            whole[strip.unique().long()] = False
+            whole[torch.unique(strip).long()] = False
         return whole
-
-    def _forget(self, view: Tensor, window: Window, *, kept: Tensor) -> None:
-        """Clear what earlier windows cut off and this one sees in full, but not as they did."""
-        present = torch.bincount(view.clamp(min=0).flatten().long(), minlength=len(self._classes))
-        gone = (present > 0) & ~self._whole & self._is_whole(view.clamp(min=0), window, len(self._classes))
-        gone[kept] = False
-        gone[0] = False
-        self._area -= present * gone
-        view[gone[view.clamp(min=0)]] = 0
 
     def _erase(self, row: int) -> None:
         top, left, bottom, right = self._box[row].tolist()
         view = self._ids[top:bottom, left:right]
         view[view == row] = 0
-        self._area[row] = 0
+        self._known.area[row] = 0
+
+
+def _count(numbers: Tensor, rows: int) -> Tensor:
+    """How often each number below ``rows`` stands in a map: (rows,) int64."""
+    return torch.bincount(numbers.flatten().long(), minlength=rows)
 
 
 def _union(boxes: Tensor, box: Tensor) -> Tensor:

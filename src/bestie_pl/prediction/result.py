@@ -88,7 +88,7 @@ class Result:
         """(N, 4): left, top, right and bottom edge in pixels; ``right - left`` is the width."""
         if not len(self):
             return np.zeros((0, 4), np.float32)
-        found = codec.toBbox(list(self.instances.masks)).astype(np.float32)
+        found: npt.NDArray[np.float32] = codec.toBbox(list(self.instances.masks)).astype(np.float32)
         found[:, 2:] += found[:, :2]
         return found
 

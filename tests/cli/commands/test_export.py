@@ -54,7 +54,7 @@ def program(request: pytest.FixtureRequest, checkpoint: Path) -> Path:
 def test_maps_agree_at_any_size_and_number(program: Path, checkpoint: Path) -> None:
     module = BestieModule.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).eval()
     other = exported.ExportedModel(program, module.model)
-    for shape in ((1, 3, 64, 64), (1, 3, 50, 97), (3, 3, 128, 32)):
+    for shape in ((1, 3, 64, 64), (1, 3, 50, 97), (3, 3, 128, 64)):
         images = torch.rand(shape)
         with torch.no_grad():
             for mine, theirs in zip(module(images), other(images), strict=True):
