@@ -11,7 +11,9 @@ import argparse
 import json
 import shlex
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from bestie_pl.data.files import write_json
 from experiments.runs import METRICS, ROOT, command, fit_and_test
@@ -23,6 +25,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder of the nuclei data set")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--runs", type=Path, default=Path("runs/init"))
     parser.add_argument("--output", type=Path, default=Path("results/nuclei/init.json"))
     arguments = parser.parse_args()
@@ -48,10 +51,13 @@ def main() -> None:
         "init": (str(folder / "configs" / "instances.yaml"), shared),
         "default": ("configs/folder/points.yaml", [*layout, *shared]),
     }
-    results = {
-        name: fit_and_test(config, runs / name / f"seed{arguments.seed}", overrides, threads=1, quiet=True)
-        for name, (config, overrides) in rows.items()
-    }
+
+    def run(name: str) -> dict[str, Any]:
+        config, overrides = rows[name]
+        return fit_and_test(config, runs / name / f"seed{arguments.seed}", overrides, threads=1, quiet=True)
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        results = dict(zip(rows, pool.map(run, rows), strict=True))
     content = {
         "command": shlex.join(["python", *sys.argv]),
         "environment": results["init"]["environment"],

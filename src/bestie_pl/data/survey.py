@@ -82,8 +82,8 @@ class Survey:
 def annotation_source(path: Path) -> str | None:
     """Which program wrote an annotation file, a key of ``READERS``; None if it is none that is known.
 
-    Tells files by their beginning: LabelMe's have ``shapes``, COCO's images with ``file_name``, Label Studio's are lists
-    of tasks, VIA's have ``_via_`` fields or regions, CVAT's are XML.
+    Tells files by their beginning: LabelMe's have ``shapes``, COCO's images with ``file_name``, Label Studio's are
+    lists of tasks, VIA's have ``_via_`` fields or regions, CVAT's are XML.
     """
     suffix = path.suffix.lower()
     if suffix not in (".json", ".xml"):
@@ -154,7 +154,7 @@ def survey(root: Path) -> Survey:
         points=points,
         semantic_dir=semantic,
         annotations=_annotations(root, [s for s in (val, test) if s is not None]),
-        tags_differ=len(tags.unique(dim=0)) > 1,
+        tags_differ=bool((tags != tags[0]).any()),
         diameter=diameter,
     )
 
@@ -169,8 +169,8 @@ class Choice(NamedTuple):
 def settings(found: Survey, device: Device) -> dict[str, Choice]:
     """Sizes and lengths of a training that fit the data and the machine, by the names of the configuration's keys.
 
-    ``image_scale``, ``object_scale``, ``sigma``, ``min_area`` (only where they differ from the defaults), ``crop_size``,
-    ``batch_size``, ``steps``, ``warmup_steps``.
+    These are ``image_scale``, ``object_scale``, ``sigma`` and ``min_area``, only where they differ from the defaults,
+    ``crop_size``, ``batch_size``, ``steps`` and ``warmup_steps``.
     """
     chosen: dict[str, Choice] = {}
     scale, diameter = 1, found.diameter

@@ -171,7 +171,7 @@ def _bins(image: Tensor) -> Tensor:
     low = image.amin()
     high = max(_quantile(channel, 0.995) for channel in image)
     level = ((image - low) / (high - low).clamp(min=1e-6)).clamp(0, 1).sqrt()
-    r, g, b = (level * (BINS - 1)).round().long().flatten(1)
+    r, g, b = (level * (BINS - 1)).round().long().flatten(1).unbind()
     return (r * BINS + g) * BINS + b
 
 

@@ -101,9 +101,35 @@ test, predict: the images of val
 
 
 def test_a_sound_data_set(voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check(config(voc)) == 0
+    assert check(config(voc, batch_size=4, image_scale=2.0, object_scale=0.16)) == 0
     captured = capsys.readouterr()
     assert captured.out == TEXT and captured.err == ""
+
+
+def test_advice_with_the_setting_that_helps(voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Objects of 10 px under settings for VOC's, four images for a batch of eight: legal, and no warning."""
+    content = report(tmp_path, config(voc))
+    output = capsys.readouterr().out
+    assert [found["kind"] for found in content["advice"]] == [
+        "fewer images than a batch",
+        "objects of few cells",
+        "object_scale far from the objects",
+    ]
+    assert all(f"advice: {found['kind']}\n  train: {found['message']}\n" in output for found in content["advice"])
+    assert "set batch_size: 4" in output and output.endswith("0 errors, 0 warnings\n")
+
+
+def test_advice_knows_the_sigma_of_the_model(voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wherever it stands among the model's settings."""
+    path = Path(config(voc, batch_size=4, image_scale=2.0, object_scale=0.16))
+    content = yaml.safe_load(path.read_text())
+    for settings in ({"sigma": 200.0}, {"geometry": {"sigma": 200.0}}):
+        content["model"]["init_args"] = settings
+        path.write_text(yaml.safe_dump(content))
+        check(str(path))
+        assert (
+            "advice: sigma far from the objects\n  train: centres are Gaussians of 32.0 px" in capsys.readouterr().out
+        )
 
 
 def test_the_report_is_the_same_with_workers(voc: Path, tmp_path: Path) -> None:

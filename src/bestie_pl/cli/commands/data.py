@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm  # type: ignore[import-untyped]  # a requirement of Lightning
 
 from bestie_pl.cli.lightning import BestieParser, data_parser, read_data_module
-from bestie_pl.data.advice import TrainingFacts, advice
+from bestie_pl.data.advice import Advice, TrainingFacts, advice
 from bestie_pl.data.check import READ_ERRORS, CheckedImages, ImageFacts, Problem
 from bestie_pl.data.files import write_text
 from bestie_pl.data.formats.classes import alike
@@ -41,6 +41,7 @@ def main(args: list[str]) -> int:
     one too. Warnings are what is legal and costs labels: cues and regions of classes without tag, tags without cue or
     region, cues beside the regions, classes without a training image; also the same file under two names or in two
     splits for evaluation, and a list of images to predict that cannot be opened, which a data set need not have.
+    Advice is what is sound and will disappoint, with the setting that helps (``bestie_pl.data.advice``).
     Regions, the connected components of a class in the semantic map, are counted at the size of the files, before
     augmentation.
 
@@ -130,6 +131,7 @@ class DataCheck:
     def __init__(self, data: InstanceDataModule, *, sigma: float | None = None) -> None:
         self.data, self.sigma = data, sigma
         self.findings: list[Finding] = []
+        self.advice: list[Advice] = []
         self.summaries: dict[str, SplitSummary] = {}
         self.same_images: dict[str, str] = {}
         self._read: dict[str, CheckedImages] = {}
@@ -154,8 +156,7 @@ class DataCheck:
                 message = f"{', '.join(absent)}; nothing teaches them: correct the tags or the names of the classes"
                 self._find(stage, "", Problem("class without a training image", message, error=False))
             if stage == "train" and isinstance(images.samples, TrainingSamples):
-                for kind, message in advice(self._facts(images, summary)):
-                    self._find(stage, "", Problem(kind, message, error=False))
+                self.advice = list(advice(self._facts(images, summary)))
 
     def lines(self) -> Iterator[str]:
         """The report for the terminal."""
@@ -172,6 +173,7 @@ class DataCheck:
                 yield from (f"  {f.split or 'classes'}: {f.message}" for f in found[:SHOWN])
                 if count > SHOWN:
                     yield f"  ... and {count - SHOWN} more; --json FILE lists all"
+        yield from (f"advice: {kind}\n  train: {message}" for kind, message in self.advice)
         errors = sum(finding.error for finding in self.findings)
         yield f"{_counted(errors, 'error')}, {_counted(len(self.findings) - errors, 'warning')}"
 
@@ -195,6 +197,7 @@ class DataCheck:
             "splits": splits | {stage: {"images_of": other} for stage, other in self.same_images.items()},
             "errors": [_plain(finding) for finding in self.findings if finding.error],
             "warnings": [_plain(finding) for finding in self.findings if not finding.error],
+            "advice": [found._asdict() for found in self.advice],
         }
 
     def _splits(self) -> Iterator[tuple[str, CheckedImages]]:

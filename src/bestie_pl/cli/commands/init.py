@@ -85,8 +85,8 @@ def configurations(found: Survey, device: Device) -> Iterator[tuple[str, str]]:
     chosen = settings(found, device)
     steps = chosen["steps"].value
     semantic_dir: Any = found.semantic_dir
-    shared = {key: chosen[key] for key in ("image_scale", "crop_size", "batch_size") if key in chosen}
-    lengths = {key: chosen[key] for key in ("object_scale", "min_area") if key in chosen}
+    shared: dict[str, Any] = {key: chosen[key] for key in ("image_scale", "crop_size", "batch_size") if key in chosen}
+    lengths: dict[str, Any] = {key: chosen[key] for key in ("object_scale", "min_area") if key in chosen}
     weak: dict[str, Any] = {"supervision": "points" if found.points is not None else "tags"}
     if found.points is not None:
         weak["points"] = found.points
@@ -139,7 +139,7 @@ def configurations(found: Survey, device: Device) -> Iterator[tuple[str, str]]:
         yield (
             "semantic",
             _text(
-                f"The semantic branch learns {semantic_dir}; predict writes the better maps that it makes to Retrained_maps.",
+                f"The semantic branch learns {semantic_dir}; predict writes its own, better maps to Retrained_maps.",
                 {**_fit(chosen, _round(steps)), **_no_validation(), "callbacks": _writers("Retrained_maps")},
                 found,
                 {**weak, "semantic_dir": semantic_dir, "predict_split": found.splits[0], **shared, **lengths},
@@ -147,7 +147,7 @@ def configurations(found: Survey, device: Device) -> Iterator[tuple[str, str]]:
             ),
         )
         semantic_dir = "Retrained_maps"
-    heatmap = {"geometry": {"sigma": chosen["sigma"]}} if "sigma" in chosen else {}
+    heatmap: dict[str, Any] = {"geometry": {"sigma": chosen["sigma"]}} if "sigma" in chosen else {}
     why = "the paper's 200 leaves the semantic branch behind in a training this short"
     center = {} if steps > 2000 else {"loss_weights": {"center": Choice(20, why)}}
     validated = found.annotations is not None and found.splits[1] is not None
@@ -276,8 +276,10 @@ def _device() -> Device:
 
 def _summary(found: Survey) -> Iterator[str]:
     height, width = found.size
-    yield f"{found.root}: {found.train_images} training images of about {width} x {height} px, {len(found.class_names)} classes"
-    yield f"  points: {found.points or 'none'}; semantic maps: {found.semantic_dir or 'none'}; truth: {found.annotations or 'none'}"
+    images = f"{found.train_images} training images of about {width} x {height} px"
+    yield f"{found.root}: {images}; classes: {', '.join(found.class_names)}"
+    labels = {"points": found.points, "semantic maps": found.semantic_dir, "truth": found.annotations}
+    yield "  " + "; ".join(f"{what}: {where or 'none'}" for what, where in labels.items())
     if found.diameter is not None:
         yield f"  objects are about {found.diameter:.0f} px wide"
 
