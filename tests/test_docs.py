@@ -78,9 +78,12 @@ def test_printed_commands_are_understood(page: str, monkeypatch: pytest.MonkeyPa
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     commands = [words for line in lines if (words := shlex.split(line, comments=True))[:1] == ["bestie-pl"]]
     assert commands
+    parsed = set()
     for _, verb, *arguments in commands:
         assert verb in main.VERBS | main.COMMANDS
-        if verb in main.VERBS:
+        what = tuple(arguments)[: -2 if arguments[-2:] == ["--ckpt_path", "last"] else None]
+        if verb in main.VERBS and what not in parsed:
+            parsed.add(what)
             with pytest.raises(SystemExit) as stop:
                 main.main([verb, *arguments, "--print_config"])
             assert stop.value.code in (0, None), (verb, *arguments)
