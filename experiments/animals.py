@@ -184,7 +184,8 @@ class Chain:
         """What each step of making maps from the classifier gives, on the development split."""
         for name, (option, iterations, wide, threshold) in MAPS.items():
             folder = f"dev_{name.replace(', ', '_').replace(' ', '_')}"
-            given = [self.cues, option, "--data.init_args.predict_split=dev.txt", "--data.init_args.label_quality=true"]
+            given = [self.cues, option, "--data.init_args.predict_split=dev.txt"]
+            given += ["--data.init_args.annotations=instances_train.json", "--data.init_args.label_quality=true"]
             given += ["--trainer.callbacks=SemanticMapWriter", ANEW]
             given += [f"--trainer.callbacks.output_dir={self.folder / folder / 'maps'}"]
             given += [f"--trainer.callbacks.iterations={iterations}", f"--trainer.callbacks.wide={str(wide).lower()}"]
