@@ -62,7 +62,6 @@ WRITTEN = {
     "CAM_maps": "of the classifier",
     "Retrained_maps": "of the semantic round",
     "Retrained2_maps": "of another semantic round",
-    "round2_maps": "of the network that learnt instances",
 }
 """The maps that trainings learn from."""
 PICTURES = 8
@@ -208,12 +207,11 @@ class Chain:
         self.run("points_refined", "test", "points", ["--model.init_args.refine_at_test=pamr"], reads="points")
 
     def another_round(self) -> None:
-        """Labels and maps from the network of ``tags``, and a training on them that goes on from it."""
-        given = ["--config", "configs/labels.yaml", *self.start("tags", "Retrained2_maps")]
-        self.run("tags", "predict", "tags", given, reads="tags")
-        self.write_maps("tags", "round2_maps", "Retrained2_maps")
-        given = [*self.start("tags", "round2_maps"), f"--data.init_args.labels_from={self.folder / 'tags/predictions'}"]
-        self.run("round2", "fit", "tags", given)
+        """Labels from the network of ``tags``, and a training on them and the same maps that goes on from it."""
+        start = self.start("tags", "Retrained2_maps")
+        self.run("tags", "predict", "tags", ["--config", "configs/labels.yaml", *start], reads="tags")
+        labels = f"--data.init_args.labels_from={self.folder / 'tags/predictions'}"
+        self.run("round2", "fit", "tags", [*start, labels])
         self.tested("round2", "tags")
 
     def report(self, stage: str, name: str) -> dict[str, Any] | None:
