@@ -62,7 +62,6 @@ WRITTEN = {
     "CAM_maps": "of the classifier",
     "Retrained_maps": "of the semantic round",
     "Retrained2_maps": "of another semantic round",
-    "round2_maps": "of the network that learnt instances",
 }
 """The maps that trainings learn from."""
 PICTURES = 8
@@ -184,7 +183,8 @@ class Chain:
         """What each step of making maps from the classifier gives, on the development split."""
         for name, (option, iterations, wide, threshold) in MAPS.items():
             folder = f"dev_{name.replace(', ', '_').replace(' ', '_')}"
-            given = [self.cues, option, "--data.init_args.predict_split=dev.txt", "--data.init_args.label_quality=true"]
+            given = [self.cues, option, "--data.init_args.predict_split=dev.txt"]
+            given += ["--data.init_args.annotations=instances_train.json", "--data.init_args.label_quality=true"]
             given += ["--trainer.callbacks=SemanticMapWriter", ANEW]
             given += [f"--trainer.callbacks.output_dir={self.folder / folder / 'maps'}"]
             given += [f"--trainer.callbacks.iterations={iterations}", f"--trainer.callbacks.wide={str(wide).lower()}"]
@@ -207,12 +207,11 @@ class Chain:
         self.run("points_refined", "test", "points", ["--model.init_args.inference.refine=pamr"], reads="points")
 
     def another_round(self) -> None:
-        """Labels and maps from the network of ``tags``, and a training on them that goes on from it."""
-        given = ["--config", "configs/labels.yaml", *self.start("tags", "Retrained2_maps")]
-        self.run("tags", "predict", "tags", given, reads="tags")
-        self.write_maps("tags", "round2_maps", "Retrained2_maps")
-        given = [*self.start("tags", "round2_maps"), f"--data.init_args.labels_from={self.folder / 'tags/predictions'}"]
-        self.run("round2", "fit", "tags", given)
+        """Labels from the network of ``tags``, and a training on them and the same maps that goes on from it."""
+        start = self.start("tags", "Retrained2_maps")
+        self.run("tags", "predict", "tags", ["--config", "configs/labels.yaml", *start], reads="tags")
+        labels = f"--data.init_args.labels_from={self.folder / 'tags/predictions'}"
+        self.run("round2", "fit", "tags", [*start, labels])
         self.tested("round2", "tags")
 
     def report(self, stage: str, name: str) -> dict[str, Any] | None:
