@@ -21,17 +21,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from bestie_pl.modules.callbacks import environment
-from bestie_pl.modules.drawing import overlay, sheet, write_picture
-from experiments.runs import ANEW, METRICS, ROOT, clear, command
 from PIL import Image
 from pycocotools import mask as rle
 
 from bestie_pl import BestieModule, FolderDataModule
+from bestie_pl.callbacks.scores import environment
 from bestie_pl.data.files import write_json
+from bestie_pl.drawing import overlay, sheet, write_picture
 from bestie_pl.metrics.semantic import SemanticIoU
 from bestie_pl.ops.masks import paint
 from bestie_pl.structures import IGNORE, Instances
+from experiments.runs import ANEW, METRICS, ROOT, clear, command
 
 RESULTS = Path("results/animals")
 DEV_EVERY = 5
@@ -279,12 +279,16 @@ class Tables:
             if not by_seed:
                 continue
             values = [figures[metric] for figures in by_seed.values()]
-            row = {"name": label, "seeds": list(by_seed), "settings": settings.get(label.split(" (")[0], [])}
+            row: dict[str, Any] = {
+                "name": label,
+                "seeds": list(by_seed),
+                "settings": settings.get(label.split(" (")[0], []),
+            }
             row |= {"values": values, "mean": statistics.mean(values)}
             row |= {"std": statistics.stdev(values) if len(values) > 1 else None}
             row["all"] = {key: [figures[key] for figures in by_seed.values()] for key in next(iter(by_seed.values()))}
             content.append(row | {"by_seed": list(by_seed.values())})
-        head = {"metric": metric, "command": "python experiments/animals.py ROOT", "environment": environment()}
+        head = {"metric": metric, "command": "python -m experiments.animals ROOT", "environment": environment()}
         seconds = stored["seconds"] | {str(seed): self.chain.seconds()}
         write_json(path, head | {"rows": content, "seconds": seconds})
 

@@ -29,7 +29,7 @@ ROWS = {
     "scales and mirror": (SCALES, MIRROR),
 }
 """Three maps are the paper's recipe; the release averages two of them and keeps the offsets of the plain image."""
-SETTINGS = ("recipe", "mirror", "test_scales", "average_offsets", "oracle", "refine_at_test", "ground_truth_used")
+SETTINGS = ("recipe", "inference", "oracle", "ground_truth_used")
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import torch
 
 from bestie_pl.ops.instances import find_instances
 from bestie_pl.ops.masks import resize_map, to_instances
+from bestie_pl.recipe import PAPER
 from bestie_pl.structures import Batch, Geometry, InstanceMaps, Instances
 
 REACH = 127
@@ -37,7 +38,7 @@ class CodedNetwork:
         heat = torch.where(inside, torch.exp(-offsets.square().sum(1, keepdim=True) / 18), 0)
         logits = torch.cat([torch.where(inside, -9.0, 9.0), torch.where(inside, 9.0, -9.0)], 1)
         labels, semantic = find_instances(
-            InstanceMaps(logits, heat, offsets), geometry=Geometry(peak_window=7, min_area=9), recipe="paper"
+            InstanceMaps(logits, heat, offsets), geometry=Geometry(peak_window=7, min_area=9), rules=PAPER
         )
         instances = to_instances(labels, sizes=batch.sizes, original_sizes=batch.original_sizes)
         return instances, tuple(
