@@ -397,7 +397,7 @@ class InstanceDataModule(pl.LightningDataModule):
             self.eval_batch_size,
             images=list(sampler),
             size_of=lambda index: image_size(Path(paths[index])),
-            join=stage != "predict",
+            join=stage != "predict" and len(dataset) > 0,
         )
         truth = dataset.split.truth is not None
         return self._loader(dataset, partial(_collate, classes=self.num_classes, truth=truth), batch_sampler=batches)
