@@ -10,7 +10,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
-SHAPES = "32"
+SHAPES = "16"
 PHOTOGRAPHS = "8"
 """How many images, of scenes of 128 px and of larger ones."""
 
