@@ -240,7 +240,7 @@ def change(path: Path, edit: Callable[[Any], Any]) -> None:
         ),
         (
             lambda p: change(p / "predictions/sub/one.json", lambda c: c[0].update({"class": "dog"})),
-            "one.json: class 'dog' is no category of the annotation file (car, Käfer, ...)",
+            "one.json: class 'dog' is no category of the annotation file; expected one of car, Käfer: ",
         ),
         (
             lambda p: change(p / "predictions/sub/one.json", lambda c: c[0]["segmentation"].update(size=[4, 3])),
@@ -248,10 +248,13 @@ def change(path: Path, edit: Callable[[Any], Any]) -> None:
         ),
         (
             lambda p: change(p / "predictions/sub/one.json", lambda c: c[0]["segmentation"].update(counts="05")),
-            "one.json: holds no predicted instances",
+            "one.json: a broken run-length code",
         ),
-        (lambda p: change(p / "predictions/sub/one.json", lambda c: c[0].pop("score")), "one.json: holds no predicted"),
-        (lambda p: (p / "predictions/sub/one.json").write_text("["), "one.json: holds no predicted instances"),
+        (
+            lambda p: change(p / "predictions/sub/one.json", lambda c: c[0].pop("score")),
+            "one.json: cannot be understood",
+        ),
+        (lambda p: (p / "predictions/sub/one.json").write_text("["), "one.json: is no JSON"),
         (
             lambda p: (p / "predictions/sub/one.json").write_text("[]"),
             "no instance in any of 2 images; ",

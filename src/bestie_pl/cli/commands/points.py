@@ -73,13 +73,13 @@ def _match(images: Iterable[MarkedImage], folder: Path) -> None:
 
     Leading folders that another computer had are left off. Sizes are those after turning as the EXIF orientation says.
     """
-    from bestie_pl.data.files import require_folder
+    from bestie_pl.data.files import plain_problem, require_folder
     from bestie_pl.data.formats.images import find_image, opened
 
     require_folder(folder, "the images; give it as --images")
     for image in images:
         parts = image.file.split("/")
-        endings = ["/".join(parts[k:]) for k in range(len(parts))]
+        endings = [ending for k in range(len(parts)) if not plain_problem(ending := "/".join(parts[k:]))]
         paths = (find_image(folder, ending) for ending in endings)  # some programs leave out the suffix
         path = next((path for path in paths if path.is_file()), None)
         if path is None:
