@@ -127,6 +127,11 @@ class NetworkModule(pl.LightningModule):
             self.load_first_weights()
             self._weights_are_chosen = True
 
+    def anywhere(self, here: bool) -> bool:
+        """Whether something is so in any process; all of them have to ask, or they would wait for each other."""
+        trainer = self._trainer
+        return here if trainer is None else trainer.strategy.reduce_boolean_decision(here, all=False)
+
     @torch.no_grad()
     def mean_over_processes(self, counts: Tensor) -> Tensor:
         """Mean of a tensor over the processes that train together; every one of them has to call this."""

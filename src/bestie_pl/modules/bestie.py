@@ -393,7 +393,7 @@ class BestieModule(NetworkModule):
         prefix = "_".join([stage, *self.score_notes])
         scores: dict[str, Tensor] = {}
         # in every process, or those with images would wait for the others
-        if self.trainer.strategy.reduce_boolean_decision(self.voc_ap.update_called, all=False):
+        if self.anywhere(self.voc_ap.update_called):
             voc, coco, semantic = self.voc_ap.compute(), self.coco_ap.compute(), self.semantic_iou.compute()
             scores |= {name: value for name, value in voc.items() if name != "per_class"}
             scores |= {f"coco_{name}": value for name, value in coco.items() if name != "per_class"}

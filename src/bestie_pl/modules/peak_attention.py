@@ -256,7 +256,7 @@ class PeakAttentionModule(NetworkModule):
 
     def _log_scores(self, stage: str) -> None:
         # in every process, or those with images would wait for the others
-        if self.trainer.strategy.reduce_boolean_decision(self.average_precision.update_called, all=False):
+        if self.anywhere(self.average_precision.update_called):
             with warnings.catch_warnings():  # labels without a positive image are left out
                 warnings.filterwarnings("ignore", message="No positive samples.*")
                 precision = self.average_precision.compute()

@@ -202,7 +202,7 @@ class SemanticModule(NetworkModule):
     def _log_scores(self, stage: str) -> None:
         for prefix, metric in ((stage, self.plain_iou), (f"{stage}_{self.refine}", self.refined_iou)):
             # in every process, or those with images would wait for the others
-            if self.trainer.strategy.reduce_boolean_decision(metric.update_called, all=False):
+            if self.anywhere(metric.update_called):
                 result = metric.compute()
                 names = ("background", *self.class_names)
                 scores = {f"iou/{name}": value for name, value in zip(names, result["per_class"], strict=True)}

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 import yaml
 from PIL import Image
@@ -23,6 +24,7 @@ from bestie_pl.callbacks.predictions import PredictionWriter
 from bestie_pl.cli.main import main
 from bestie_pl.data.coco import COCODataModule
 from bestie_pl.metrics import COCOInstanceAP
+from bestie_pl.modules.bestie import BestieModule
 from bestie_pl.structures import Instances
 
 
@@ -160,11 +162,20 @@ def settings(root: Path, tmp_path: Path, **more: Any) -> str:
     return str(path)
 
 
+def checkpoint(tmp_path: Path) -> str:
+    """Of a network with weights that nothing has trained."""
+    module = BestieModule(3, ["car", "bottle", "toothbrush"], backbone="hrnet_w18_small", backbone_weights=None)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "untrained.ckpt")
+    return f"--ckpt_path={tmp_path / 'untrained.ckpt'}"
+
+
 TEST_DEV = {"test_images": "test2017", "predict_annotations": "annotations/image_info_test-dev2017.json"}
 
 
 def test_test_dev_from_images_to_results(test_dev: Path, tmp_path: Path) -> None:
-    assert main(["predict", "--config", settings(test_dev, tmp_path, **TEST_DEV)]) == 0
+    assert main(["predict", "--config", settings(test_dev, tmp_path, **TEST_DEV), checkpoint(tmp_path)]) == 0
     predictions = tmp_path / "run" / "predictions"
     assert {path.stem for path in predictions.glob("*.json")} == {f"{k:012}" for k in (700001, 21, 300)}
     code = codec.encode(np.asfortranarray(np.eye(48, 64, dtype=np.uint8)))
@@ -188,7 +199,7 @@ def test_images_without_annotations_cannot_be_scored(
     test_dev: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings_of_test = {"test_images": "test2017", "test_annotations": TEST_DEV["predict_annotations"]}
-    assert main(["test", "--config", settings(test_dev, tmp_path, **settings_of_test)]) == 2
+    assert main(["test", "--config", settings(test_dev, tmp_path, **settings_of_test), checkpoint(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "image_info_test-dev2017.json: has no `annotations`; expected true instances" in error
 
