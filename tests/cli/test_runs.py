@@ -326,14 +326,14 @@ def test_a_signalled_or_failing_process_ends_all(case: str, shapes_folder: Path,
         stderr=subprocess.PIPE,
         text=True,
     )
-    last, deadline = tmp_path / "run" / "checkpoints" / "last.ckpt", time.monotonic() + 240
+    last, deadline = tmp_path / "run" / "checkpoints" / "last.ckpt", time.monotonic() + 400
     try:
         if case == "signal":
             while not last.exists() and time.monotonic() < deadline and process.poll() is None:
                 time.sleep(0.2)
             (second,) = _children(process.pid)
             os.kill(second, signal.SIGTERM)
-        _, errors = process.communicate(timeout=240)
+        _, errors = process.communicate(timeout=400)
     finally:
         process.kill()
     if case == "signal":
