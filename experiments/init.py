@@ -59,7 +59,7 @@ def main() -> None:
     with ThreadPoolExecutor(arguments.jobs) as pool:
         results = dict(zip(rows, pool.map(run, rows), strict=True))
     content = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", "-m", "experiments.init", *sys.argv[1:]]),
         "environment": results["init"]["environment"],
         "seed": arguments.seed,
         "steps": arguments.steps,

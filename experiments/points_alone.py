@@ -53,7 +53,7 @@ def main() -> None:
         results = dict(zip(rows, pool.map(run, rows), strict=True))
     scores = {name: {m: run["scores"][f"test/{m}"] for m in METRICS} for name, run in results.items()}
     content = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", "-m", "experiments.points_alone", *sys.argv[1:]]),
         "environment": results["grown maps"]["environment"],
         "seed": arguments.seed,
         "steps": arguments.steps,

@@ -58,7 +58,8 @@ def main(args: list[str]) -> int:
         raise UserError(f"data must be an InstanceDataModule, whose splits can be read; got {type(data).__name__}")
     if options.workers < 0:
         raise UserError(f"--workers must be 0 or more, got {options.workers}")
-    check = DataCheck(data, sigma=_setting(options.model, "sigma"))
+    scored = _setting(options.trainer, "limit_val_batches") != 0
+    check = DataCheck(data, sigma=_setting(options.model, "sigma"), scored=scored)
     check.run(options.workers)
     # names of files need not be UTF-8
     print("\n".join(check.lines()).encode(errors="backslashreplace").decode())
@@ -128,8 +129,8 @@ class SplitSummary:
 class DataCheck:
     """All splits of a data module: what they hold, and what is wrong with them."""
 
-    def __init__(self, data: InstanceDataModule, *, sigma: float | None = None) -> None:
-        self.data, self.sigma = data, sigma
+    def __init__(self, data: InstanceDataModule, *, sigma: float | None = None, scored: bool = True) -> None:
+        self.data, self.sigma, self.scored = data, sigma, scored
         self.findings: list[Finding] = []
         self.advice: list[Advice] = []
         self.summaries: dict[str, SplitSummary] = {}
@@ -213,6 +214,8 @@ class DataCheck:
             except READ_ERRORS as error:
                 of_fit = "val" if "train" in data.datasets else "train"
                 stage = {"fit": of_fit, "validate": "val"}.get(step, step)
+                if stage in ("val", "test") and data.tags_only and not self.scored:
+                    continue  # nobody means to score this classifier, so its data set need not have these splits
                 if not any(finding.message == str(error) for finding in self.findings):
                     problem = Problem("split that cannot be opened", str(error), error=stage != "predict")
                     self._find(stage, "", problem)
@@ -273,13 +276,13 @@ def _parser() -> BestieParser:
     return parser
 
 
-def _setting(model: Any, name: str) -> float | None:
-    """A number among the settings of the model that the configuration describes, wherever it stands."""
-    if not isinstance(model, dict):
+def _setting(part: Any, name: str) -> float | None:
+    """A number among the settings of a part of the configuration, wherever it stands."""
+    if not isinstance(part, dict):
         return None
-    if isinstance(value := model.get(name), int | float):
+    if isinstance(value := part.get(name), int | float):
         return float(value)
-    return next((found for part in model.values() if (found := _setting(part, name)) is not None), None)
+    return next((found for inner in part.values() if (found := _setting(inner, name)) is not None), None)
 
 
 def _as_it_is(facts: Any) -> Any:

@@ -118,7 +118,6 @@ def configurations(found: Survey, device: Device) -> Iterator[tuple[str, str]]:
                     "supervision": "tags",
                     "semantic_source": Choice("none", "images and tags are all that it sees"),
                     "predict_split": found.splits[0],
-                    **({} if found.splits[1] else {"val_split": Choice(found.splits[0], "there is no other")}),
                     "cues_dir": "Peak_points",
                     **shared,
                     "eval_batch_size": Choice(1, "images of different sizes are seen one by one anyway"),
