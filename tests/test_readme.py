@@ -79,7 +79,7 @@ def test_its_commands_for_own_data_and_its_python_run(my_set: Path, monkeypatch:
         short = [*SMALL, *SHORT[command]] if command in SHORT else []
         assert main([command, *arguments, *short]) == 0, line
     images = {path.stem for path in (my_set / "images").iterdir()}
-    assert {path.stem for path in Path("runs/folder/points/predictions").iterdir()} == images
+    assert {path.stem for path in Path("runs/folder/points/predictions").glob("*.json")} == images
 
     (code,) = re.findall(r"```python\n(.*?)\n```", README, re.DOTALL)
     quick: dict[str, Any] = {"max_steps": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False}

@@ -95,12 +95,22 @@ def test_points(which: int, output: str, world: Path) -> None:
 
 
 @pytest.mark.parametrize("which", range(5))
-def test_export(which: int, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_coco_results(which: int, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = coco(world, names(world)[which])
     before = state(world, "home/results.json")
     output = str(world / "home" / "results.json")
     assert (
-        main(["export", "--predictions", str(world / "home/output"), "--annotations", str(path), "--output", output])
+        main(
+            [
+                "coco-results",
+                "--predictions",
+                str(world / "home/output"),
+                "--annotations",
+                str(path),
+                "--output",
+                output,
+            ]
+        )
         == 2
     )
     assert "leads out of" in capsys.readouterr().err

@@ -402,7 +402,7 @@ def test_other_files_are_refused(small: dict[str, Tensor], tmp_path: Path, capsy
     names.write_text("a\nb\n")
     assert "5 classes, and 2 class names" in complain(path, capsys, "--classes", str(names))
     names.write_text("a\nb\na\nd\ne\n")
-    assert "a class name stands twice" in complain(path, capsys, "--classes", str(names))
+    assert "stands there twice; give each class once" in complain(path, capsys, "--classes", str(names))
 
 
 def test_a_converted_checkpoint_tests_predicts_and_starts_a_training(
@@ -412,7 +412,7 @@ def test_a_converted_checkpoint_tests_predicts_and_starts_a_training(
     output = run(tmp_path / "best.pt", "--classes", str(shapes_folder / "classes.txt"), "--supervision", "points")
     module = BestieModule.load_from_checkpoint(output)
     assert module.class_names == tuple((shapes_folder / "classes.txt").read_text().split())
-    assert module.supervision == "points" and module.mirror
+    assert module.supervision == "points" and module.inference.mirror
     assert_identical(original_names(module), small)
 
     configuration = Path(__file__).resolve().parents[3] / "configs/voc/points_release.yaml"

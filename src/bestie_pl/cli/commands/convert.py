@@ -187,11 +187,15 @@ def report(result: Conversion) -> str:
     """Every tensor of the file, in words: used, or why not."""
     hparams = result.module.hparams
     kind = type(result.module).__name__
-    settings = ("supervision", "recipe", "mirror") if kind == "BestieModule" else ("recipe", "alpha")
+    settings = {
+        name: hparams[name] for name in (("supervision", "recipe") if kind == "BestieModule" else ("recipe", "alpha"))
+    }
+    if kind == "BestieModule":
+        settings["mirror"] = hparams["inference"]["mirror"]
     families = Counter(_family(name) for name in result.used)
     lines = [
         f"{result.network}, {hparams['num_classes']} classes ({', '.join(hparams['class_names'])})",
-        f"{kind} with {', '.join(f'{name} {hparams[name]}' for name in settings)}",
+        f"{kind} with {', '.join(f'{name} {value}' for name, value in settings.items())}",
         f"{len(result.used)} tensors used: {', '.join(f'{name} {count}' for name, count in families.items())}",
     ]
     for reason in dict.fromkeys(result.unused.values()):
