@@ -45,14 +45,6 @@ def test_maps_stand_beside_the_labels(
         object_scale=0.32, min_area=250, label_quality=True,
     )  # fmt: skip
     data.setup("fit")
-    data.trainer = SimpleNamespace(
-        training=True,
-        world_size=1,
-        global_rank=0,
-        fit_loop=SimpleNamespace(
-            epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(ready=0)))
-        ),
-    )  # type: ignore[assignment]
     batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
     drawn = []
     monkeypatch.setattr(pictures, "sheet", lambda rows, titles: drawn.append((rows, titles)))
