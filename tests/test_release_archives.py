@@ -86,7 +86,10 @@ def voc2012(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("config", sorted(path.name for path in CONFIGS.glob("*.yaml")))
+# the second stage needs the labels that the first makes, and a pipeline is no configuration of one run
+@pytest.mark.parametrize(
+    "config", sorted(p.name for p in CONFIGS.glob("*.yaml") if p.stem not in ("mask_rcnn", "pipeline"))
+)
 def test_every_voc_configuration_reads_them(voc2012: Path, config: str) -> None:
     arguments = yaml.safe_load((CONFIGS / config).read_text())["data"]["init_args"]
     data = VOCDataModule(**{**arguments, "root": str(voc2012), "num_workers": 0, "crop_size": 96})

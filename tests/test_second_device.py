@@ -66,7 +66,7 @@ def map_writer(folder: Path) -> list[pl.Callback]:
             id="tags",
         ),
         pytest.param(
-            lambda: bestie(supervision="tags", rules=RELEASE, oracle="points"),
+            lambda: bestie(supervision="tags", recipe="release", oracle="points"),
             {"supervision": "tags", "cues_dir": "Center_points", "recipe": "release"},
             instance_writers,
             id="tags, release",

@@ -91,6 +91,14 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Rows]]] = {
     "shares": (SHARES, partial(seeds_table, columns={"share": "share of full"} | HEAD)),
     "test_time": ("results/shapes/test_time.json", partial(seeds_table, columns=HEAD | {"coco_ap": "COCO AP"})),
     "classifiers": ("results/shapes/classifiers.json", partial(seeds_table, columns=CLASSIFIER_COLUMNS)),
+    "animals": (
+        "results/animals/instances.json",
+        partial(seeds_table, columns={"share": "share of full"} | HEAD),
+    ),
+    "animal_maps": (
+        "results/animals/maps.json",
+        partial(seeds_table, columns={"miou": "mIoU", "undecided": "undecided"}),
+    ),
     "photograph_maps": ("results/voc_small/semantic_maps.json", maps_table),
     "photograph_cues": ("results/voc_small/cues.json", cues_table),
     "photographs": ("results/voc_small/instances.json", photographs_table),
