@@ -21,7 +21,6 @@ from bestie_pl.callbacks.semantic_maps import SemanticMapWriter
 from bestie_pl.data.shapes import ShapesDataModule
 from bestie_pl.modules.bestie import Inference
 from bestie_pl.modules.optimization import Optimization
-from bestie_pl.recipe import RELEASE
 from bestie_pl.structures import Geometry
 
 NETWORK = {"backbone": "mobilenetv3_small_100", "backbone_weights": None}

@@ -49,7 +49,7 @@ def test_maps_stand_beside_the_labels(
     drawn = []
     monkeypatch.setattr(pictures, "sheet", lambda rows, titles: drawn.append((rows, titles)))
     monkeypatch.setattr(pictures, "write_picture", lambda path, image: None)
-    writer, trainer = PictureWriter(), SimpleNamespace(default_root_dir=tmp_path, loggers=[])
+    writer, trainer = PictureWriter(), SimpleNamespace(default_root_dir=tmp_path, loggers=[], callbacks=[])
     writer.on_train_batch_end(trainer, module, None, batch, 0)  # type: ignore[arg-type]
     writer.on_train_end(trainer, module)  # type: ignore[arg-type]
     ((rows, titles),) = drawn

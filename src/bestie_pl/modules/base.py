@@ -52,6 +52,11 @@ def settings_of(kind: type[T], given: T | Mapping[str, Any] | None) -> T:
     return kind(**(given or {}))
 
 
+def plain(settings: Any) -> dict[str, Any]:
+    """A group of settings as a checkpoint and a configuration keep it: a dictionary without tuples."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()}
+
+
 class NetworkModule(pl.LightningModule):
     """A LightningModule with a network in ``model``.
 
@@ -98,7 +103,7 @@ class NetworkModule(pl.LightningModule):
     @lr.setter
     def lr(self, rate: float) -> None:
         self.optimization = replace(self.optimization, lr=rate)
-        self.hparams["optimization"] = asdict(self.optimization)
+        self.hparams["optimization"] = plain(self.optimization)
         self._rate_is_new = True
 
     def on_fit_start(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -15,7 +15,7 @@ from bestie_pl.metrics.labels import LabelQuality
 from bestie_pl.metrics.semantic import SemanticIoU
 from bestie_pl.metrics.voc import VOCInstanceAP
 from bestie_pl.models.bestie import STRIDE, BestieModel
-from bestie_pl.modules.base import NetworkModule, settings_of
+from bestie_pl.modules.base import NetworkModule, plain, settings_of
 from bestie_pl.modules.optimization import Optimization
 from bestie_pl.ops.enlargement import Enlargement
 from bestie_pl.ops.instances import find_instances, find_instances_from_points
@@ -154,7 +154,7 @@ class BestieModule(NetworkModule):
         # a checkpoint holds plain types only
         class_names = list(self.class_names)
         geometry, inference, loss_weights, optimization = (  # type: ignore[assignment]
-            asdict(group) for group in (lengths, predicting, weights, optimizing)
+            plain(group) for group in (lengths, predicting, weights, optimizing)
         )
         self.save_hyperparameters()
         self.supervision: Supervision = supervision
