@@ -285,7 +285,9 @@ def _outcome(target: Target, path: Path, output: Path) -> str:
     try:
         target.read(path, output)
     except (UserError, FileNotFoundError) as error:
-        return "refused" if path.name in str(error) else f"names no file: {error!r:.300}"
+        # of a name that leads out, the folder to write to says where
+        named = path.name in str(error) or str(output) in str(error)
+        return "refused" if named else f"names no file: {error!r:.300}"
     except Hang:
         return f"more than {SECONDS} s"
     except BaseException as error:

@@ -84,7 +84,7 @@ def plain_problem(name: str) -> str:
     if len(name) <= LONGEST_NAME // 4 and not _SUSPICIOUS.search(name):  # nearly all; there may be millions
         return ""
     parts = name.split("/")
-    if ".." in parts or parts[0] == "" or "\\" in name or name[1:2] == ":":
+    if ".." in parts or parts[0] == "" or "\\" in name or (os.name == "nt" and name[1:2] == ":"):
         return "leads out of the folder" if name else "is empty"
     if not {"", "."}.isdisjoint(parts):
         return "is no plain path"
