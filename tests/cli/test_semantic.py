@@ -40,7 +40,7 @@ def test_the_semantic_round_and_a_training_that_starts_from_it(root: Path, tmp_p
     weights = "--model.init_args.backbone_weights=null"
     run("fit", *semantic, weights, "--trainer.max_steps=2")
     run("predict", *semantic, "--ckpt_path=last")
-    maps = sorted(path.name for path in (root / "Retrained_maps").iterdir())
+    maps = sorted(path.name for path in (root / "Retrained_maps").glob("*.png"))
     assert maps == [f"train_{n:06}.png" for n in range(16)]
     assert not (tmp_path / "semantic" / "predictions").exists()
     report = json.loads((tmp_path / "semantic" / "semantic_maps.json").read_text())

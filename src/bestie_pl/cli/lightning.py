@@ -26,6 +26,7 @@ from bestie_pl.callbacks.checkpoints import NewestState, WholeFileIO
 from bestie_pl.callbacks.cues import CueWriter
 from bestie_pl.callbacks.finite import StopAtNonFinite
 from bestie_pl.callbacks.interruption import Interruption
+from bestie_pl.callbacks.monitoring import TrainingMonitor
 from bestie_pl.callbacks.pictures import PictureWriter
 from bestie_pl.callbacks.predictions import PredictionWriter
 from bestie_pl.callbacks.run_folder import RunFolder, run_folder
@@ -64,6 +65,7 @@ __all__ = [
     "ScoreWriter",
     "SemanticMapWriter",
     "SemanticModule",
+    "TrainingMonitor",
     "ShapesDataModule",
     "VOCDataModule",
     "data_parser",
@@ -172,7 +174,7 @@ class BestieCLI(LightningCLI):
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None and self.run is not None:
                 callback.dirpath = str(self.run.folder / CHECKPOINTS)
         for default in (
-            *(Interruption(), StopAtNonFinite(), ScoreWriter(), PictureWriter()),
+            *(Interruption(), StopAtNonFinite(), TrainingMonitor(), ScoreWriter(), PictureWriter()),
             *(PredictionWriter(), SemanticMapWriter(), CueWriter()),
         ):
             _add_default(callbacks, default)
