@@ -15,6 +15,7 @@ from bestie_pl.data.module import Stage
 from bestie_pl.data.samples import Split
 from bestie_pl.data.shapes import ShapesDataModule
 from bestie_pl.modules.bestie import BestieModule
+from bestie_pl.modules.mask_rcnn import MaskRCNNModule
 from bestie_pl.modules.peak_attention import PeakAttentionModule
 from bestie_pl.modules.semantic import SemanticModule
 
@@ -48,15 +49,20 @@ SMALL: dict[str, Any] = {"backbone": "mobilenetv3_small_100", "backbone_weights"
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", [BestieModule, SemanticModule, PeakAttentionModule])
+@pytest.mark.parametrize("kind", [BestieModule, SemanticModule, PeakAttentionModule, MaskRCNNModule])
 def test_more_processes_than_images(kind: Any, shapes_folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     classifies = kind is PeakAttentionModule
-    settings = {"width": 16} if classifies else {"decoder": "pyramid"}
-    module = kind(5, **SMALL, **settings, **({"supervision": "points"} if kind is BestieModule else {}))
+    pointed = kind in (BestieModule, MaskRCNNModule)
+    settings: dict[str, Any] = (
+        {"width": 16} if kind in (PeakAttentionModule, MaskRCNNModule) else {"decoder": "pyramid"}
+    )
+    if kind is MaskRCNNModule:
+        settings |= {"anchor_sizes": (16, 32, 48, 64, 96), "settings": {"min_size": 64, "rpn_post_nms_top_n_test": 20}}
+    module = kind(5, **SMALL, **settings, **({"supervision": "points"} if pointed else {}))
     sizes = {"train_images": 16, "val_images": 5, "test_images": 5, "image_size": 64, "num_workers": 0}
     # the scenes have points and no cues, and the semantic module needs neither
-    supervision = "points" if kind is BestieModule else "tags"
+    supervision = "points" if pointed else "tags"
     labels = {"supervision": supervision, "semantic_source": "none" if classifies else "folder"}
     data = OneImage(str(shapes_folder), **sizes, crop_size=64, batch_size=2, **labels)  # type: ignore[arg-type]
     (one,) = make_trainer(tmp_path, devices=1).test(module, data, verbose=False)

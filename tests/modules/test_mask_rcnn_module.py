@@ -173,3 +173,13 @@ def test_wrong_arguments_are_named(shapes_folder: Path, tmp_path: Path) -> None:
     batch = Batch(torch.rand(1, 3, 64, 64), torch.ones(1, 2).bool(), Cues.empty(), ("a",), ((64, 64),), ((64, 64),))
     with pytest.raises(ValueError, match="a training batch needs labels"):
         MaskRCNNModule(2, **SMALL).training_step(batch, 0)
+
+
+def test_a_checkpoint_of_other_classes_is_refused(shapes_folder: Path, tmp_path: Path) -> None:
+    """As for every module with a network: names count, not only their number."""
+    trainer = make_trainer(tmp_path, enable_checkpointing=True)
+    trainer.strategy.connect(MaskRCNNModule(5, ["a", "b", "c", "d", "e"], **SMALL))
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    other = MaskRCNNModule(5, ["a", "b", "c", "e", "d"], **SMALL)
+    with pytest.raises(ValueError, match="classes are others than the data's"):
+        make_trainer(tmp_path).test(other, make_data(shapes_folder), ckpt_path=tmp_path / "one.ckpt")

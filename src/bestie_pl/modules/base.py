@@ -57,6 +57,12 @@ def plain(settings: Any) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()}
 
 
+def anywhere(module: pl.LightningModule, here: bool) -> bool:
+    """Whether something is so in any process; all of them have to ask, or they would wait for each other."""
+    trainer = module._trainer
+    return here if trainer is None else trainer.strategy.reduce_boolean_decision(here, all=False)
+
+
 class NetworkModule(pl.LightningModule):
     """A LightningModule with a network in ``model``.
 
@@ -131,11 +137,6 @@ class NetworkModule(pl.LightningModule):
         if self.training and self._trainer is not None and not self._weights_are_chosen:
             self.load_first_weights()
             self._weights_are_chosen = True
-
-    def anywhere(self, here: bool) -> bool:
-        """Whether something is so in any process; all of them have to ask, or they would wait for each other."""
-        trainer = self._trainer
-        return here if trainer is None else trainer.strategy.reduce_boolean_decision(here, all=False)
 
     @torch.no_grad()
     def mean_over_processes(self, counts: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from bestie_pl.metrics.labels import LabelQuality
 from bestie_pl.metrics.semantic import SemanticIoU
 from bestie_pl.metrics.voc import VOCInstanceAP
 from bestie_pl.models.bestie import STRIDE, BestieModel
-from bestie_pl.modules.base import NetworkModule, plain, settings_of
+from bestie_pl.modules.base import NetworkModule, anywhere, plain, settings_of
 from bestie_pl.modules.optimization import Optimization
 from bestie_pl.ops.enlargement import Enlargement
 from bestie_pl.ops.instances import find_instances, find_instances_from_points
@@ -393,7 +393,7 @@ class BestieModule(NetworkModule):
         prefix = "_".join([stage, *self.score_notes])
         scores: dict[str, Tensor] = {}
         # in every process, or those with images would wait for the others
-        if self.anywhere(self.voc_ap.update_called):
+        if anywhere(self, self.voc_ap.update_called):
             voc, coco, semantic = self.voc_ap.compute(), self.coco_ap.compute(), self.semantic_iou.compute()
             scores |= {name: value for name, value in voc.items() if name != "per_class"}
             scores |= {f"coco_{name}": value for name, value in coco.items() if name != "per_class"}

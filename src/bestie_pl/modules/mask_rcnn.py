@@ -14,7 +14,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from bestie_pl.metrics.coco import COCOInstanceAP
 from bestie_pl.metrics.voc import VOCInstanceAP
 from bestie_pl.models.mask_rcnn import ANCHOR_SIZES, BUILDERS, WIDTH, MaskRCNNModel
+from bestie_pl.modules.base import anywhere, names_of
 from bestie_pl.modules.bestie import LEGEND
+from bestie_pl.modules.weights import refuse_other_classes, refuse_other_network
 from bestie_pl.ops.detection import detection_targets, to_instances
 from bestie_pl.structures import Batch, Instances, Supervision
 
@@ -79,9 +81,7 @@ class MaskRCNNModule(pl.LightningModule):
         super().__init__()
         # predicting fewer images than there are processes is fine: each process writes its own
         self.allow_zero_length_dataloader_with_multiple_devices = True
-        names = tuple(class_names) if class_names is not None else tuple(f"class{c}" for c in range(num_classes))
-        if len(names) != num_classes:
-            raise ValueError(f"class_names has {len(names)} names for num_classes={num_classes}; give one name a class")
+        names = names_of(num_classes, class_names)
         class_names, anchor_sizes = list(names), list(anchor_sizes)  # a checkpoint holds plain types only
         self.save_hyperparameters()
         self.class_names = names
@@ -168,13 +168,13 @@ class MaskRCNNModule(pl.LightningModule):
         self._log_scores("test")
 
     def _evaluate(self, batch: Batch, batch_idx: int) -> None:
-        if batch.references is not None:
+        if batch.references:  # none in the batch of a process without images
             instances = self.predict_step(batch, batch_idx)
             self.voc_ap.update(instances, batch.references, batch.names)
             self.coco_ap.update(instances, batch.references, batch.names)
 
     def _log_scores(self, stage: str) -> None:
-        if self.voc_ap.update_called:
+        if anywhere(self, self.voc_ap.update_called):
             voc, coco = self.voc_ap.compute(), self.coco_ap.compute()
             scores = {name: value for name, value in voc.items() if name != "per_class"}
             scores |= {f"coco_{name}": value for name, value in coco.items() if name != "per_class"}
@@ -190,13 +190,8 @@ class MaskRCNNModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another network with one clear message."""
-        theirs = checkpoint.get("hyper_parameters", {})
-        for name in NETWORK:
-            if name in theirs and theirs[name] != self.hparams[name]:
-                raise ValueError(
-                    f"the checkpoint was trained with {name}={theirs[name]!r}, the configuration or the data says "
-                    f"{self.hparams[name]!r}; use those that it was trained with"
-                )
+        refuse_other_network(checkpoint, self.hparams, NETWORK)
+        refuse_other_classes(checkpoint, self)
 
 
 def step_decay(steps: int, warmup_steps: int = 0) -> Callable[[int], float]:

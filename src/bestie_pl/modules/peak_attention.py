@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchmetrics.classification import MultilabelAveragePrecision, MultilabelStatScores
 
 from bestie_pl.models.peak_attention import PeakAttentionModel
-from bestie_pl.modules.base import NetworkModule, settings_of
+from bestie_pl.modules.base import NetworkModule, anywhere, settings_of
 from bestie_pl.modules.optimization import Optimization
 from bestie_pl.ops.affinity import spread_activations
 from bestie_pl.ops.cues import CUE_LIMIT, CUE_THRESHOLD, CUE_WINDOW, Pooling, activation_planes, find_cues, smooth
@@ -256,7 +256,7 @@ class PeakAttentionModule(NetworkModule):
 
     def _log_scores(self, stage: str) -> None:
         # in every process, or those with images would wait for the others
-        if self.anywhere(self.average_precision.update_called):
+        if anywhere(self, self.average_precision.update_called):
             with warnings.catch_warnings():  # labels without a positive image are left out
                 warnings.filterwarnings("ignore", message="No positive samples.*")
                 precision = self.average_precision.compute()

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from bestie_pl.metrics.semantic import SemanticIoU
 from bestie_pl.models.bestie import BestieModel
-from bestie_pl.modules.base import NetworkModule, settings_of
+from bestie_pl.modules.base import NetworkModule, anywhere, settings_of
 from bestie_pl.modules.optimization import Optimization
 from bestie_pl.ops.instances import predict_semantic
 from bestie_pl.ops.losses import semantic_loss
@@ -202,7 +202,7 @@ class SemanticModule(NetworkModule):
     def _log_scores(self, stage: str) -> None:
         for prefix, metric in ((stage, self.plain_iou), (f"{stage}_{self.refine}", self.refined_iou)):
             # in every process, or those with images would wait for the others
-            if self.anywhere(metric.update_called):
+            if anywhere(self, metric.update_called):
                 result = metric.compute()
                 names = ("background", *self.class_names)
                 scores = {f"iou/{name}": value for name, value in zip(names, result["per_class"], strict=True)}
