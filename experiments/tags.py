@@ -36,6 +36,8 @@ ROWS = {
     "PAM, IAG, refinement, clustering": ("pam",),
 }
 """Table 3: whose cues, and what is switched off. Clustering works in refinement and when predicting."""
+FOREGROUND = ("given", "predicted", "both")
+"""Whose pixels refined labels have; the first is the last row of table 3 with nGWP."""
 OFTEN = "--trainer.check_val_every_n_epoch=1"
 """For the curves of mAP50 over training."""
 CLASSIFIERS = {
@@ -102,6 +104,9 @@ class Seed:
             for row, (kind, *switches) in ROWS.items():
                 given = [self._cues(f"{pooling}_{kind}"), *self._retrained, *switches, OFTEN]
                 self._training(f"table3/{pooling}/{row}", given, after=(f"{pooling}_{kind}",))
+        for foreground in FOREGROUND[1:]:
+            given = [self._cues("ngwp_pam"), *self._retrained, f"--model.init_args.foreground={foreground}"]
+            self._training(f"foreground/{foreground}", given, after=("ngwp_pam",))
         self.stages["CAM"] = Stage(self._plain_maps, ("ngwp_cam",))
         for source, option in SOURCES.items():
             given = [self._cues("ngwp_cam"), option.format(seed=self.name), "--model.init_args.init_from=null"]
@@ -237,6 +242,14 @@ class Seed:
         return content
 
 
+def with_needed(stages: dict[str, Stage], names: Sequence[str]) -> dict[str, Stage]:
+    """The stages whose names start with one of these, and all that come before them."""
+    wanted = {stage for stage in stages if stage.startswith(tuple(names))}
+    while missing := {before for stage in wanted for before in stages[stage].after} - wanted:
+        wanted |= missing
+    return {name: stage for name, stage in stages.items() if name in wanted}
+
+
 def run_all(stages: dict[str, Stage], jobs: int, then: Callable[[dict[str, dict[str, Any]]], None]) -> None:
     """Run all stages, each when those before it are done; ``then`` gets all results after each of them."""
     results: dict[str, dict[str, Any]] = {}
@@ -265,11 +278,16 @@ def main() -> None:
     for stage in ("classifier", "semantic", "masks"):
         parser.add_argument(f"--{stage}-steps", type=int, default=None, help="default: the configuration's")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--only", nargs="+", default=[""], help="starts of stages' names, such as table3/ngwp")
     arguments = parser.parse_args()
     steps = {stage: getattr(arguments, f"{stage}_steps") for stage in ("classifier", "semantic", "masks")}
     for number in arguments.seeds:
         seed = Seed(number, ROOT / arguments.runs / f"seed{number}", arguments.data, steps)
-        run_all(seed.stages, arguments.jobs, partial(add_seed, ROOT / arguments.results, number))
+        run_all(
+            with_needed(seed.stages, arguments.only),
+            arguments.jobs,
+            partial(add_seed, ROOT / arguments.results, number),
+        )
 
 
 def add_seed(folder: Path, seed: int, results: dict[str, dict[str, Any]]) -> None:
@@ -284,6 +302,9 @@ def add_seed(folder: Path, seed: int, results: dict[str, dict[str, Any]]) -> Non
         for row in ROWS:
             add("table3", f"{label}: {row}", scores_of, f"table3/{pooling}/{row}")
             add("curves", f"{label}: {row}", curves_of, f"table3/{pooling}/{row}")
+    for foreground in FOREGROUND:
+        stage = "table3/ngwp/PAM, IAG, refinement, clustering" if foreground == "given" else f"foreground/{foreground}"
+        add("foreground", foreground, scores_of, stage)
     for source, maps in zip(SOURCES, ("CAM", "ngwp_cam", "semantic"), strict=False):
         add("table4", source, scores_with_maps, f"table4/{source}", maps)
     add("table4", "ground truth", scores_of, "table4/ground truth")
