@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
+from quick import make_trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -45,21 +46,6 @@ def make_module(**settings: Any) -> BestieModule:
         "optimization": Optimization("adamw", lr=2e-3),
     }
     return BestieModule(5, **{**defaults, **settings})
-
-
-def make_trainer(folder: Path, **settings: Any) -> pl.Trainer:
-    defaults: dict[str, Any] = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "max_steps": 2,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "use_distributed_sampler": False,
-        "default_root_dir": folder,
-    }
-    return pl.Trainer(**{**defaults, **settings})
 
 
 @pytest.fixture

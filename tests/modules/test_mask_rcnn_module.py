@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
+import quick
 import torch
 from pycocotools import mask as codec
 
@@ -43,20 +44,7 @@ def make_data(root: Path, **settings: Any) -> ShapesDataModule:
     return ShapesDataModule(str(root), **{**sizes, **defaults, **full, **settings})
 
 
-def make_trainer(folder: Path, **settings: Any) -> pl.Trainer:
-    defaults: dict[str, Any] = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "max_steps": 2,
-        "limit_val_batches": 0,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "use_distributed_sampler": False,
-        "default_root_dir": folder,
-    }
-    return pl.Trainer(**{**defaults, **settings})
+make_trainer = partial(quick.make_trainer, limit_val_batches=0)
 
 
 def test_the_instances_of_one_batch_can_be_learnt(shapes_folder: Path) -> None:
