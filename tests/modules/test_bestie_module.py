@@ -605,6 +605,24 @@ def test_a_subclass_adds_a_loss(shapes_folder: Path, tmp_path: Path) -> None:
     assert trainer.global_step == 1
 
 
+def test_a_subclass_that_passes_its_arguments_on_has_a_checkpoint_of_plain_types(
+    shapes_folder: Path, tmp_path: Path
+) -> None:
+    class Passing(BestieModule):
+        def __init__(self, *arguments: Any, factor: float = 1.0, **settings: Any) -> None:
+            super().__init__(*arguments, **settings)
+            self.factor = factor
+
+    small: dict[str, Any] = {"backbone": "mobilenetv3_small_100", "decoder": "pyramid", "backbone_weights": None}
+    small |= {"supervision": "points", "object_scale": 0.25}
+    module = Passing(5, **small, factor=2.0, geometry=Geometry(min_area=200), inference=Inference(scales=(0.5, 1.0)))
+    trainer = make_trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    trainer.fit(module, make_data(shapes_folder))
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    loaded = Passing.load_from_checkpoint(tmp_path / "one.ckpt", weights_only=True)
+    assert loaded.factor == 2.0 and loaded.geometry == module.geometry and loaded.inference.scales == (0.5, 1.0)
+
+
 def test_counts_are_those_of_all_processes(shapes_folder: Path, tmp_path: Path) -> None:
     class Counting(BestieModule):
         def on_train_start(self) -> None:
