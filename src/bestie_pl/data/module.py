@@ -128,7 +128,13 @@ class InstanceDataModule(pl.LightningDataModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True
         _check_range("0 < scale_range[0] <= scale_range[1]", 0 < scale_range[0] <= scale_range[1], scale_range)
         _check_range("image_scale > 0", image_scale > 0, image_scale)
-        _check_range("crop_size, batch_size, eval_batch_size >= 1", min(crop_size, batch_size, eval_batch_size) >= 1, 0)
+        for name, number in (
+            ("crop_size", crop_size),
+            ("batch_size", batch_size),
+            ("eval_batch_size", eval_batch_size),
+        ):
+            _check_range(f"{name} >= 1", number >= 1, number)
+        _check_range("num_workers >= 0", num_workers >= 0, num_workers)
         _check_range("0 <= cue_threshold < 1", 0 <= cue_threshold < 1, cue_threshold)
         _check_range("0 <= label_threshold <= 1", 0 <= label_threshold <= 1, label_threshold)
         _check_range("0 <= repeat_threshold <= 1", 0 <= repeat_threshold <= 1, repeat_threshold)
