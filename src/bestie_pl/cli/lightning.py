@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import sys
 import warnings
 from contextlib import suppress
@@ -21,6 +20,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from bestie_pl.callbacks.checkpoints import NewestState, WholeFileIO
 from bestie_pl.callbacks.cues import CueWriter
@@ -32,6 +32,7 @@ from bestie_pl.callbacks.predictions import PredictionWriter
 from bestie_pl.callbacks.run_folder import RunFolder, run_folder
 from bestie_pl.callbacks.scores import ScoreWriter, environment
 from bestie_pl.callbacks.semantic_maps import SemanticMapWriter
+from bestie_pl.cli.messages import in_a_sentence
 
 # imported so that the command line and configurations find them by their short names
 from bestie_pl.data.coco import COCODataModule
@@ -39,6 +40,7 @@ from bestie_pl.data.files import write_text
 from bestie_pl.data.folder import FolderDataModule
 from bestie_pl.data.shapes import ShapesDataModule
 from bestie_pl.data.voc import VOCDataModule
+from bestie_pl.errors import UserError
 from bestie_pl.modules.bestie import BestieModule
 from bestie_pl.modules.grown_maps import GrownMaps
 from bestie_pl.modules.imported_maps import ImportedMaps
@@ -79,6 +81,12 @@ SHARED = {
 }
 """What data and model must agree on. The data owns it; a module of one's own defines these attributes too."""
 
+KNOWN_CLASSES = [
+    *(name for name in __all__ if name[0].isupper() and name != "BestieCLI"),
+    *(*pl.callbacks.__all__, *pl.loggers.__all__),
+]
+"""What a configuration may name without the module that holds it."""
+
 SEED = 3407
 FOLDER_VARIABLE = "BESTIE_RUN_FOLDER"
 """How a run's folder reaches the processes that Lightning starts for the other ranks."""
@@ -101,21 +109,16 @@ OTHER_KEYS = (
 
 
 class BestieParser(LightningArgumentParser):
-    """The same parser; its errors name the field, without usage and the halves of a Union that do not apply."""
+    """The same parser; its errors are one sentence that names the setting."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one message and exit with status 2."""
         if not self.exit_on_error:
             super().error(message, ex)
-        kept = [line for line in message.splitlines() if not _NOISE.match(line)]
         command = getattr(ex, "subcommand_parser", None) or self
-        sys.stderr.write("bestie-pl: error: " + "\n".join(kept) + f"\nOptions: {command.prog} --help\n")
+        said = in_a_sentence(message, [action.dest for action in command._actions], KNOWN_CLASSES)
+        sys.stderr.write(f"bestie-pl: error: {said}\nOptions: {command.prog.replace(' [options]', '')} --help\n")
         self.exit(2)
-
-
-_NOISE = re.compile(
-    r"\s*(Does not validate against any|Subtypes:|Errors:$|- Expected a <class 'NoneType'>|Given value)"
-)
 
 
 class BestieCLI(LightningCLI):
@@ -183,7 +186,10 @@ class BestieCLI(LightningCLI):
         if config.get("sync_batchnorm"):
             kwargs["sync_batchnorm"] = False
             plugins.append(SyncBatchNorm())
-        return super().instantiate_trainer(callbacks=callbacks, plugins=plugins, **kwargs)
+        try:
+            return super().instantiate_trainer(callbacks=callbacks, plugins=plugins, **kwargs)
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            raise UserError(_of_trainer(error, config)) from error
 
     def before_fit(self) -> None:
         """Go on from a checkpoint that is there and fits, or not at all."""
@@ -246,7 +252,13 @@ def _own_folder(root: Path) -> Path:
     if not _is_first():
         return Path(os.environ.get(FOLDER_VARIABLE, root))
     sweep(root / CHECKPOINTS)
-    folder = claim_run(root)
+    try:
+        folder = claim_run(root)
+    except OSError as error:
+        raise UserError(
+            f"{root}: the folder of a run cannot be made in it ({error.strerror}); give another "
+            "trainer.default_root_dir"
+        ) from error
     os.environ[FOLDER_VARIABLE] = str(folder)
     return folder
 
@@ -254,6 +266,17 @@ def _own_folder(root: Path) -> Path:
 def _is_first() -> bool:
     """Whether this is the first process of a run, as the environment says."""
     return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _of_trainer(error: Exception, config: Any) -> str:
+    """What Lightning's Trainer objects to, with the remedy where it names none."""
+    accelerator = config.get("accelerator")
+    if "backend found" in str(error) or "can not run on your system" in str(error):
+        return (
+            f"trainer.accelerator {accelerator}: torch finds no such device on this machine; use trainer.accelerator "
+            "auto or cpu, or install the driver and the torch that go with the device"
+        )
+    return f"trainer: {error}"
 
 
 def _into(run: RunFolder, logger: Any) -> None:
@@ -319,6 +342,8 @@ def run(args: list[str] | None = None) -> None:
         os.environ.pop(FOLDER_VARIABLE, None)
     try:
         _run(args)
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {error}") from error
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

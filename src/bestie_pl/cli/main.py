@@ -130,8 +130,8 @@ def _message_for_user(error: BaseException) -> str | None:
     """What to tell the user, or None if the error is a defect of the program, whose traceback is wanted.
 
     Files that are missing or forbidden, and full disks, are the user's to put right wherever they are met. A plain
-    ValueError is so only where this package raises it about a setting; from inside torch it says nothing to the person
-    who holds the data.
+    ValueError is so only where this package or Lightning raises it about a setting; from inside torch it says nothing
+    to the person who holds the data.
     """
     if isinstance(error, (UserError, OSError)):
         return _without_number(_of_worker(error))
@@ -146,7 +146,7 @@ def _message_for_user(error: BaseException) -> str | None:
         # a worker names the file of the code in the text of its traceback
         frames = re.findall(r'^  File "(.*?)", line', str(error), re.MULTILINE)
         return _of_worker(error) if frames and frames[-1].startswith(PACKAGE) else None
-    return str(error) if raised_in == "bestie_pl" else None
+    return str(error).strip() if raised_in in ("bestie_pl", "pytorch_lightning") else None
 
 
 TRACEBACK = "Original Traceback"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
+import warnings
+import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
@@ -32,6 +36,7 @@ from bestie_pl.data.samplers import (
     run_seed,
 )
 from bestie_pl.data.samples import STRIDE, EvaluationSamples, Sample, Split, TrainingSamples, collate
+from bestie_pl.data.unreadable import Unreadable
 from bestie_pl.errors import UserError
 from bestie_pl.ops.labels import pseudo_labels
 from bestie_pl.recipe import RULES, Recipe
@@ -39,6 +44,9 @@ from bestie_pl.structures import Batch, Cues, Geometry, Supervision
 
 Stage = Literal["train", "val", "test", "predict"]
 SemanticSource = Literal["folder", "ground_truth", "none"]
+
+WORKERS_LEFT = 30.0
+"""Seconds that a worker lives on after SIGTERM; the step for which it is needed has less."""
 
 
 class InstanceDataModule(pl.LightningDataModule):
@@ -75,6 +83,8 @@ class InstanceDataModule(pl.LightningDataModule):
             to measure cues. No loss uses them. Training images without (most of VOC's) are left out of the measure.
         repeat_threshold: Images of classes that less than this share of the training images have are shown more often
             (``data.samplers.repeat_factors``); 0 shows each image once an epoch.
+        max_unreadable: Training goes on over so many images that cannot be read, and shows the next one of the list in
+            the place of each; 0 stops at the first. Each process counts those that it meets.
         batch_size: Training images per process.
         eval_batch_size: Evaluated images per process; they are padded to the largest.
         num_workers: Worker processes per process.
@@ -102,6 +112,7 @@ class InstanceDataModule(pl.LightningDataModule):
         label_weights: bool = False,
         label_quality: bool = False,
         repeat_threshold: float = 0.0,
+        max_unreadable: int = 0,
         batch_size: int = 8,
         eval_batch_size: int = 4,
         num_workers: int = 2,
@@ -117,10 +128,17 @@ class InstanceDataModule(pl.LightningDataModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True
         _check_range("0 < scale_range[0] <= scale_range[1]", 0 < scale_range[0] <= scale_range[1], scale_range)
         _check_range("image_scale > 0", image_scale > 0, image_scale)
-        _check_range("crop_size, batch_size, eval_batch_size >= 1", min(crop_size, batch_size, eval_batch_size) >= 1, 0)
+        for name, number in (
+            ("crop_size", crop_size),
+            ("batch_size", batch_size),
+            ("eval_batch_size", eval_batch_size),
+        ):
+            _check_range(f"{name} >= 1", number >= 1, number)
+        _check_range("num_workers >= 0", num_workers >= 0, num_workers)
         _check_range("0 <= cue_threshold < 1", 0 <= cue_threshold < 1, cue_threshold)
         _check_range("0 <= label_threshold <= 1", 0 <= label_threshold <= 1, label_threshold)
         _check_range("0 <= repeat_threshold <= 1", 0 <= repeat_threshold <= 1, repeat_threshold)
+        _check_range("max_unreadable >= 0", max_unreadable >= 0, max_unreadable)
         _check_range("0 <= color_jitter <= 3", 0 <= color_jitter <= 3, color_jitter)
         if semantic_source == "none" and supervision != "tags":
             raise ValueError(f"semantic_source none leaves nothing but tags; use supervision tags, not {supervision}")
@@ -146,7 +164,7 @@ class InstanceDataModule(pl.LightningDataModule):
         self.cue_threshold, self.label_quality = cue_threshold, label_quality
         self.labels_from = None if labels_from is None else Path(labels_from)
         self.label_threshold, self.label_weights = label_threshold, label_weights
-        self.repeat_threshold = repeat_threshold
+        self.repeat_threshold, self.max_unreadable = repeat_threshold, max_unreadable
         self.batch_size, self.num_workers = batch_size, num_workers
         self._given_batch_size = batch_size
         self.eval_batch_size = 1 if recipe == "release" else eval_batch_size
@@ -241,6 +259,15 @@ class InstanceDataModule(pl.LightningDataModule):
             self._add("test", lambda: self.evaluation_samples(self.open_split("test")))
         if stage == "predict":
             self._add("predict", lambda: self.evaluation_samples(self._predict_split()))
+
+    def teardown(self, stage: str) -> None:
+        """Say how many training images were not seen."""
+        unreadable = getattr(self.datasets.get("train"), "unreadable", None)
+        if stage == "fit" and unreadable is not None and (found := unreadable.found()):
+            warnings.warn(
+                f"{len(found)} training images could not be read, others were shown in their place: {', '.join(found)}",
+                stacklevel=1,
+            )
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Shuffled anew each epoch, rare classes repeated if asked for; the last, smaller batch is left out."""
@@ -355,6 +382,7 @@ class InstanceDataModule(pl.LightningDataModule):
             image_scale=self.image_scale,
             release_crop=self.crop_size if self.recipe == "release" else None,
             seed=run_seed(),
+            unreadable=Unreadable(split.images, self.max_unreadable) if self.max_unreadable else None,
         )
 
     def evaluation_samples(self, split: Split) -> EvaluationSamples:
@@ -420,6 +448,13 @@ class InstanceDataModule(pl.LightningDataModule):
 class ResumableLoader(DataLoader[Sample]):
     """A loader that goes on where a training was interrupted: its sampler asks the trainer for the place."""
 
+    def __iter__(self) -> Any:
+        """Iterate; workers that are left when Python ends are told so, as they do not listen to its SIGTERM."""
+        iterator = super().__iter__()
+        if self.num_workers > 0:
+            atexit.register(_end_workers, weakref.ref(iterator))
+        return iterator
+
     def state_dict(self) -> dict[str, Any]:
         """Nothing; Lightning takes a loader without this for one that starts from the first image again."""
         return {}
@@ -447,8 +482,20 @@ def _collate(samples: Sequence[Sample], *, classes: int, truth: bool) -> Batch:
 
 def _leave_signals_to_the_process(worker: int) -> None:
     """A signal to all processes of a run ends it after the step, for which the workers are needed."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_soon)
+
+
+def _end_workers(iterator: weakref.ref[Any]) -> None:
+    if (left := iterator()) is not None:
+        left._shutdown_workers()
+
+
+def _end_soon(number: int, frame: FrameType | None) -> None:
+    """A second one ends the worker, as time does: Python sends it to workers that hang at its exit, and waits."""
+    signal.signal(number, signal.SIG_DFL)
+    if hasattr(signal, "setitimer"):  # not on Windows, where nothing sends it
+        signal.setitimer(signal.ITIMER_REAL, WORKERS_LEFT)
 
 
 def _check_range(rule: str, holds: bool, found: object) -> None:

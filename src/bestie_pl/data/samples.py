@@ -23,6 +23,7 @@ from bestie_pl.data.formats.cues import read_cues
 from bestie_pl.data.formats.images import open_image
 from bestie_pl.data.formats.maps import read_semantic
 from bestie_pl.data.formats.truth import TruthReader, paint_instances
+from bestie_pl.data.unreadable import Unreadable
 from bestie_pl.ops.transfer import instances_from_map
 from bestie_pl.structures import IGNORE, Batch, Cues, Instances, LabeledInstances
 
@@ -140,6 +141,7 @@ class TrainingSamples(Dataset[Sample]):
         release_crop: Side of the release's crops; None leaves augmentation to the device. Images without a semantic map
             are augmented as for the release's classifier.
         seed: Of the release's random draws.
+        unreadable: Opens the images, others in the place of those that cannot be read; an error otherwise.
     """
 
     split: Split
@@ -152,6 +154,7 @@ class TrainingSamples(Dataset[Sample]):
     image_scale: float = 1.0
     release_crop: int | None = None
     seed: int = 0
+    unreadable: Unreadable | None = None
 
     def __len__(self) -> int:
         return len(self.split)
@@ -160,8 +163,11 @@ class TrainingSamples(Dataset[Sample]):
         split, index = self.split, number % len(self)
         if split.tags is None:
             raise ValueError("a training split needs tags")
+        if self.unreadable is None:
+            image = open_image(Path(split.images[index]))
+        else:
+            index, image = self.unreadable.open(index)
         name, tags = split.names[index], split.tags[index]
-        image = open_image(Path(split.images[index]))
         size = (image.height, image.width)
         num_classes = len(self.class_names)
         cues, pointed, semantic, true_instances, predicted = Cues.empty(), None, None, None, None

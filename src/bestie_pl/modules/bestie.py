@@ -70,6 +70,8 @@ class Inference:
         object.__setattr__(self, "scales", check_scales("scales", self.scales))
         if not self.threshold > 0:
             raise ValueError(f"threshold must be positive, got {self.threshold}")
+        if self.pamr_iterations < 0:
+            raise ValueError(f"pamr_iterations must not be negative, got {self.pamr_iterations}")
 
 
 class BestieModule(NetworkModule):
@@ -144,6 +146,10 @@ class BestieModule(NetworkModule):
         super().__init__(
             num_classes, class_names, backbone_weights=backbone_weights, optimization=optimizing, init_from=init_from
         )
+        if not 0 < refine_threshold < 1 or max_centers < 1:
+            raise ValueError(
+                f"expected 0 < refine_threshold < 1 and max_centers >= 1, got {refine_threshold} and {max_centers}"
+            )
         rules = RULES[recipe]
         averaged = rules.average_offsets if predicting.average_offsets is None else predicting.average_offsets
         if not averaged and 1 not in predicting.scales:

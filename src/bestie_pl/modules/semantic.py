@@ -94,6 +94,8 @@ class SemanticModule(NetworkModule):
         )
         if not 0 < foreground_threshold < 1:
             raise ValueError(f"foreground_threshold must be between 0 and 1, got {foreground_threshold}")
+        if pamr_iterations < 0:
+            raise ValueError(f"pamr_iterations must not be negative, got {pamr_iterations}")
         # a checkpoint holds plain types only
         class_names, scales = list(self.class_names), list(check_scales("scales", scales))
         optimization = asdict(optimizing)  # type: ignore[assignment]
