@@ -23,6 +23,7 @@ from bestie_pl.data.formats.points import PointSet, image_name, read_points
 from bestie_pl.data.formats.tags import TagTable, read_tags
 from bestie_pl.data.samples import to_tensor
 from bestie_pl.ops.growing import grow_semantic
+from bestie_pl.progress import progress
 from bestie_pl.structures import IGNORE, Cues, Geometry
 
 MAP_FOLDERS = ("semantic_maps", "semantic", "Retrained_maps", "Grown_maps", "CAM_maps")
@@ -254,7 +255,7 @@ def _diameter(points: PointSet, images: dict[str, Path], maps: Path | None) -> f
     """Of a disc that has the median area of the images' objects: the pixels of a class over its points."""
     row_of = {image_name(file): row for row, file in enumerate(points.files)}
     found: list[float] = []
-    for name, path in images.items():
+    for name, path in progress(images.items(), "sizes of objects"):
         if (row := row_of.get(name)) is not None:
             rows = points.rows(row)
             yx, classes = points.yx[rows], points.classes[rows].long()

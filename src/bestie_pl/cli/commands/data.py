@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader
-from tqdm import tqdm  # type: ignore[import-untyped]  # a requirement of Lightning
 
 from bestie_pl.cli.lightning import BestieParser, data_parser, read_data_module
 from bestie_pl.data.advice import Advice, TrainingFacts, advice
@@ -22,6 +21,7 @@ from bestie_pl.data.formats.classes import alike
 from bestie_pl.data.module import InstanceDataModule
 from bestie_pl.data.samples import EvaluationSamples, TrainingSamples
 from bestie_pl.errors import UserError
+from bestie_pl.progress import progress
 
 HELP = """usage: bestie-pl data check --config CONFIG [--data.* ...] [--workers N] [--json FILE]
 
@@ -147,8 +147,7 @@ class DataCheck:
             summary = self.summaries[stage] = SplitSummary()
             # one image is one item: nothing to collate
             loader: Iterable[ImageFacts] = DataLoader(images, None, num_workers=workers, collate_fn=_as_it_is)
-            bar = tqdm(loader, desc=stage, total=len(images), unit=" images", disable=None, leave=False)
-            for number, facts in enumerate(bar):
+            for number, facts in enumerate(progress(loader, stage, total=len(images))):
                 summary.add(facts)
                 for problem in facts.problems:
                     self._find(stage, facts.name, problem)

@@ -75,9 +75,10 @@ def _match(images: Iterable[MarkedImage], folder: Path) -> None:
     """
     from bestie_pl.data.files import plain_problem, require_folder
     from bestie_pl.data.formats.images import find_image, opened
+    from bestie_pl.progress import progress
 
     require_folder(folder, "the images; give it as --images")
-    for image in images:
+    for image in progress(images, "images"):
         parts = image.file.split("/")
         endings = [ending for k in range(len(parts)) if not plain_problem(ending := "/".join(parts[k:]))]
         paths = (find_image(folder, ending) for ending in endings)  # some programs leave out the suffix
