@@ -157,7 +157,8 @@ def _spot(shape: Any, where: str) -> Spot:
         x, y = values("cx", "cy")
         return from_corner(x, y, None, where)
     if kind == "rect":
-        return box_center(*values("x", "y", "width", "height"), None, where)
+        x, y, width, height = values("x", "y", "width", "height")
+        return box_center(x, y, width, height, None, where)
     if kind == "polygon":
         xs, ys = shape.get("all_points_x"), shape.get("all_points_y")
         count = len(xs) if isinstance(xs, list) else 1
