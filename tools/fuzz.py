@@ -108,7 +108,7 @@ class Figures:
 def targets() -> dict[str, Target]:
     """All readers by name."""
     labelled = {
-        f"from {source}": _marked(source) for source in ("coco", "labelme", "cvat", "labelstudio", "csv", "json")
+        f"from {source}": _marked(source) for source in ("coco", "labelme", "cvat", "labelstudio", "via", "csv", "json")
     }
     return {
         "points csv": Target(
@@ -477,12 +477,35 @@ def _label_studio() -> list[dict[str, Any]]:
     return [{"id": 1, "data": data, "annotations": [{"id": 2, "was_cancelled": False, "result": results}]}]
 
 
+def _via() -> dict[str, Any]:
+    shapes: list[dict[str, Any]] = [
+        {"name": "point", "cx": 3, "cy": 4},
+        {"name": "rect", "x": 2, "y": 2, "width": 8, "height": 9},
+        {"name": "ellipse", "cx": 9, "cy": 9, "rx": 3, "ry": 2.5, "theta": 0.2},
+        {"name": "polygon", "all_points_x": [2, 10, 10, 2], "all_points_y": [2, 2, 10, 10]},
+    ]
+    classes: list[Any] = ["cat", {"dog": True}, "dog", "cat"]
+    regions = [
+        {"shape_attributes": shape, "region_attributes": {"class": name, "age": "3"}}
+        for shape, name in zip(shapes, classes, strict=True)
+    ]
+    image = {"filename": "sub/a.png", "size": 99, "regions": regions, "file_attributes": {"class": {"dog": True}}}
+    return {"_via_settings": {}, "_via_img_metadata": {"sub/a.png99": image}, "_via_data_format_version": "2.0.10"}
+
+
+_VIA_CSV = b"""filename,file_size,file_attributes,region_count,region_id,region_shape_attributes,region_attributes
+a.png,99,"{}",1,0,"{""name"":""circle"",""cx"":9,""cy"":9,""r"":3}","{""class"":""cat""}"
+sub/b.png,12,"{""class"":""dog""}",0,0,"{}","{}"
+"""
+
+
 def _marked(source: str) -> Target:
     files = {
         "coco": {"c.json": _json(_coco())},
         "labelme": {"l.json": _json(_labelme())},
         "cvat": {"c.xml": _CVAT},
         "labelstudio": {"l.json": _json(_label_studio())},
+        "via": {"v.json": _json(_via()), "v.csv": _VIA_CSV},
         "csv": {"p.csv": b"image,x,y,class\na.png,3,4,cat\n"},
         "json": {"p.json": _json(_POINTS)},
     }[source]

@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from bestie_pl.data.annotation_tools.readers import READERS
 from bestie_pl.data.files import require_folder
 from bestie_pl.data.formats.images import IMAGE_SUFFIXES, find_image, open_image
 from bestie_pl.data.formats.maps import read_semantic
@@ -84,15 +83,17 @@ def annotation_source(path: Path) -> str | None:
     """Which program wrote an annotation file, a key of ``READERS``; None if it is none that is known.
 
     Tells files by their beginning: LabelMe's have ``shapes``, COCO's images with ``file_name``, Label Studio's are
-    lists of tasks, VIA's have ``_via_`` fields or regions, CVAT's are XML.
+    lists of tasks, VIA's have ``_via_`` fields or regions and may be CSV, CVAT's are XML.
     """
     suffix = path.suffix.lower()
-    if suffix not in (".json", ".xml"):
+    if suffix not in (".json", ".xml", ".csv"):
         return None
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         head = file.read(HEAD)
     if suffix == ".xml":
         found = "cvat" if "<annotations>" in head and "<image " in head else None
+    elif suffix == ".csv":
+        found = "via" if re.match(r"#?\s*filename,file_size,file_attributes,region_count,", head) else None
     elif '"_via_' in head or '"shape_attributes"' in head:
         found = "via"
     elif re.search(r'"shapes"\s*:\s*\[', head):
@@ -103,7 +104,7 @@ def annotation_source(path: Path) -> str | None:
         found = "labelstudio"
     else:
         found = None
-    return found if found in READERS else None
+    return found
 
 
 def annotation_files(folder: Path) -> dict[str, list[Path]]:

@@ -1,4 +1,4 @@
-"""``bestie-pl data check``: read a whole data set and say all that is wrong with it."""
+"""``bestie-pl data check``: read a whole data set and say all that is wrong with it. ``data shards`` is beside it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader
 
+from bestie_pl.cli.commands import shards
 from bestie_pl.cli.lightning import BestieParser, data_parser, read_data_module
 from bestie_pl.data.advice import Advice, TrainingFacts, advice
 from bestie_pl.data.check import READ_ERRORS, CheckedImages, ImageFacts, Problem
@@ -24,9 +25,11 @@ from bestie_pl.errors import UserError
 from bestie_pl.progress import progress
 
 HELP = """usage: bestie-pl data check --config CONFIG [--data.* ...] [--workers N] [--json FILE]
+       bestie-pl data shards IMAGES [--labels FOLDER ...] --out FOLDER [--megabytes N]
 
-Reads every image, map, cue and mask of a configuration's data set. Exit status 1 if there are errors, else 0.
-`bestie-pl data check --help` lists the options."""
+check reads every image, map, cue and mask of a configuration's data set. Exit status 1 if there are errors, else 0.
+shards writes images, and the labels beside them, into tar files.
+`bestie-pl data check --help` and `bestie-pl data shards --help` list the options."""
 
 SHOWN = 5
 """Problems of a kind that are printed; the report has all of them."""
@@ -51,8 +54,10 @@ def main(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(HELP)
         return 0
+    if args[0] == "shards":
+        return shards.main(args[1:])
     if args[0] != "check":
-        raise UserError(f"unknown command {args[0]!r} of `bestie-pl data`; expected check")
+        raise UserError(f"unknown command {args[0]!r} of `bestie-pl data`; expected check or shards")
     data, options = read_data_module(_parser(), args[1:])
     if not isinstance(data, InstanceDataModule):
         raise UserError(f"data must be an InstanceDataModule, whose splits can be read; got {type(data).__name__}")

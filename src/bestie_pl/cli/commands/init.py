@@ -66,7 +66,8 @@ def commands(found: Survey, stages: list[str]) -> Iterator[str]:
             yield f"bestie-pl predict {config[name]}" + (" --ckpt_path last" if name != "maps" else "")
     if found.annotations is not None:
         yield f"bestie-pl test {config['instances']} --ckpt_path last"
-    yield f"bestie-pl predict {config['instances']} --ckpt_path last --data.init_args.predict_images OTHER_IMAGES"
+    last = found.root / "runs" / "instances" / "checkpoints" / "last.ckpt"
+    yield f"bestie-pl segment {found.root / 'images'} --checkpoint {last} --out {found.root / 'found'}"
 
 
 def configurations(found: Survey, device: Device) -> Iterator[tuple[str, str]]:

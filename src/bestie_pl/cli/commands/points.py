@@ -18,6 +18,7 @@ SOURCES = {
     "labelme": "file, or folder of them: point, rectangle, circle, polygon, mask; a group_id is one object",
     "cvat": "`CVAT for images 1.1`, annotations.xml: points, box, ellipse, polygon, mask; a group_id is one object",
     "labelstudio": "export JSON: keypoints, rectangles, ellipses, polygons and brushes with labels",
+    "via": "project of VIA 2 or exported annotations, JSON or CSV: point, rect, circle, ellipse, polygon",
     "csv": "image,x,y,class[,confidence]; 0 is the centre of the first pixel",
     "json": "the form that this command writes",
 }
