@@ -16,6 +16,7 @@ from bestie_pl.metrics.semantic import SemanticIoU
 from bestie_pl.metrics.voc import VOCInstanceAP
 from bestie_pl.models.bestie import STRIDE, BestieModel
 from bestie_pl.modules.base import NetworkModule, anywhere, plain, settings_of
+from bestie_pl.modules.large_images import in_tiles
 from bestie_pl.modules.optimization import Optimization
 from bestie_pl.ops.enlargement import Enlargement
 from bestie_pl.ops.instances import find_instances, find_instances_from_points
@@ -367,7 +368,7 @@ class BestieModule(NetworkModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Instances, ...]:
         """Scored masks of each image of the batch at its original size."""
-        return self.predict_instances(batch)[0]
+        return in_tiles(self.predict_instances, batch)[0]
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores."""
@@ -380,7 +381,7 @@ class BestieModule(NetworkModule):
     def _evaluate(self, batch: Batch) -> tuple[tuple[Instances, ...], tuple[Tensor, ...]]:
         if len(batch) == 0:  # of a process without images
             return (), ()
-        instances, semantic = self.predict_instances(batch)
+        instances, semantic = in_tiles(self.predict_instances, batch)
         if batch.references is not None:
             self.voc_ap.update(instances, batch.references, batch.names)
             self.coco_ap.update(instances, batch.references, batch.names)

@@ -14,6 +14,7 @@ from torchmetrics.classification import MultilabelAveragePrecision, MultilabelSt
 
 from bestie_pl.models.peak_attention import PeakAttentionModel
 from bestie_pl.modules.base import NetworkModule, anywhere, settings_of
+from bestie_pl.modules.large_images import refuse_large
 from bestie_pl.modules.optimization import Optimization
 from bestie_pl.ops.affinity import spread_activations
 from bestie_pl.ops.cues import CUE_LIMIT, CUE_THRESHOLD, CUE_WINDOW, Pooling, activation_planes, find_cues, smooth
@@ -172,6 +173,7 @@ class PeakAttentionModule(NetworkModule):
 
         What an image gets does not depend on the others of the batch.
         """
+        refuse_large(batch, "PeakAttentionModule")
         found: dict[int, tuple[Cues, Tensor]] = {}
         for (size, original), rows in _groups(batch.sizes, batch.original_sizes):
             image, classes = batch.tags[rows].nonzero(as_tuple=True)
@@ -244,6 +246,7 @@ class PeakAttentionModule(NetworkModule):
         self._log_scores("test")
 
     def _evaluate(self, batch: Batch) -> None:
+        refuse_large(batch, "PeakAttentionModule")
         spare = (0, self.labels - batch.tags.shape[1])
         if len(batch) == 0:  # of a process without images, which gathers empty tensors and not nothing
             self.average_precision.preds.append(torch.zeros(0, self.labels, device=self.device))

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from bestie_pl.metrics.semantic import SemanticIoU
 from bestie_pl.models.bestie import BestieModel
 from bestie_pl.modules.base import NetworkModule, anywhere, settings_of
+from bestie_pl.modules.large_images import refuse_large
 from bestie_pl.modules.optimization import Optimization
 from bestie_pl.ops.instances import predict_semantic
 from bestie_pl.ops.losses import semantic_loss
@@ -142,6 +143,7 @@ class SemanticModule(NetworkModule):
     @torch.no_grad()
     def predict_step(self, batch: Batch, batch_idx: int) -> SemanticPrediction:
         """Maps of a batch at the original sizes, with tags, mirror image, scales and refinement as configured."""
+        refuse_large(batch, "SemanticModule")
         tags = batch.tags if self.use_tags else None
         logits = self._at_scales(batch.images)
         agreement = None
@@ -193,6 +195,7 @@ class SemanticModule(NetworkModule):
     def _evaluate(self, batch: Batch) -> None:
         if not batch.semantic_references:  # or this process has no images
             return
+        refuse_large(batch, "SemanticModule")
         logits = self(batch.images)
         found = [(self.plain_iou, _maps(logits, batch))]
         if self.refine is not None:

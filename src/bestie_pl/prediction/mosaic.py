@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bestie_pl.ops.masks import encode
+from bestie_pl.ops.masks import encode, resize_map
 from bestie_pl.ops.runs import paint_codes
 from bestie_pl.ops.tiles import Window, shared_pixels
 from bestie_pl.structures import Instances
@@ -129,13 +129,14 @@ class Mosaic:
             if self._known.area[row] <= (1 - SAME) * self._once[row]:
                 self._erase(row)
 
-    def instances(self) -> Instances:
-        """All objects, best score first. No window can be added afterwards."""
-        numbers, codes = encode(self._ids.clamp_(min=0))
+    def instances(self, size: tuple[int, int] | None = None) -> Instances:
+        """All objects, best score first, at another ``size`` (H, W) if given. No window can be added afterwards."""
+        size = self.size if size is None else size
+        numbers, codes = encode(resize_map(self._ids.clamp_(min=0), size))
         order = self._known.scores[numbers].argsort(descending=True, stable=True)
         rows = numbers[order]
         masks = tuple(codes[i] for i in order.tolist())
-        return Instances(masks, self._known.classes[rows], self._known.scores[rows], self.size)
+        return Instances(masks, self._known.classes[rows], self._known.scores[rows], size)
 
     def _is_whole(self, new: Tensor, window: Window, count: int) -> Tensor:
         """(count,) bool: which numbers of a window's map keep clear of borders that are not the image's."""
