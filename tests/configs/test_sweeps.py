@@ -108,7 +108,7 @@ def test_an_agent_launches_two_draws(path: Path, root: Path, tmp_path: Path, mon
             found = settings
             for part in name.split("."):
                 found = found[part]
-            expected = yaml.safe_load(str(values[name]))
+            expected, found = (yaml.safe_load(str(value)) for value in (values[name], found))
             assert (pytest.approx(expected) if isinstance(expected, float) else expected) == found, name
         assert sweep["metric"]["name"].encode() in record.read_bytes()
     assert len({tuple(values.values()) for values in drawn.values()}) == 2

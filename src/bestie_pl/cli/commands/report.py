@@ -26,7 +26,7 @@ HEADLINE = ("map50", "map70", "map75", "coco_ap", "miou")
 
 CURVES = (
     ("Losses", "train/", ("train/loss", "train/center", "train/offset", "train/semantic")),
-    ("Scores on validation images", "val", ("val/map", "val/coco_ap", "val/miou", "val_")),
+    ("Scores on validation images", "val/", ("val/map", "val/miou", "val/f1", "val_")),
     ("Precision and recall of the labels", "train/", ("train/pseudo/precision", "train/pseudo/recall",
                                                       "train/refined/precision", "train/refined/recall")),
     ("Right labels an epoch", "train/", ("train/pseudo/true_positives", "train/refined/true_positives")),
@@ -300,7 +300,8 @@ def _draw_curves(curves: Mapping[str, list[tuple[float, float]]]) -> Iterable[tu
         axes.set_xlabel("step", color=INK)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=8, frameon=False, ncols=1 + len(chosen) // 6)
+        if len(chosen) > 1:
+            figure.legend(fontsize=8, frameon=False, ncols=min(4, len(chosen)), loc="outside lower center")
         content = BytesIO()
         figure.savefig(content, format="svg")
         yield title, _inline(content.getvalue(), "image/svg+xml")
