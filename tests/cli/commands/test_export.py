@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,9 @@ def test_networks_of_the_configurations(
 def same_instances(program: Path, checkpoint: Path, real_data: Path) -> None:
     """On photographs of COCO; there are some."""
     photographs = sorted((real_data / "coco_tiny" / "images").glob("*.jpg"))[:3]
-    first, second = (BestiePredictor.load(path, device="cpu") for path in (checkpoint, program))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as a list of all weights that a program has inside
+        first, second = (BestiePredictor.load(path, device="cpu") for path in (checkpoint, program))
     assert second.image_scale == first.image_scale == 0.5 and second.class_names == first.class_names
     found = 0
     for mine, theirs in zip(first(photographs), second(photographs), strict=True):
