@@ -19,6 +19,7 @@ import re
 import resource
 import shutil
 import signal
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -43,6 +44,7 @@ from bestie_pl.data.formats.points import PointSet, read_points, to_json, write_
 from bestie_pl.data.formats.predictions import read_predictions
 from bestie_pl.data.formats.tags import read_tag_list, read_tags
 from bestie_pl.data.formats.truth import COCOTruth
+from bestie_pl.data.shards import open_shards
 from bestie_pl.errors import UserError
 from bestie_pl.models.tensor_file import read_file, split_content
 
@@ -134,6 +136,7 @@ def targets() -> dict[str, Target]:
             {"a.npy": _array(np.uint8, (HEIGHT, WIDTH)), "b.npy": _array(np.float32, (3, HEIGHT, WIDTH))}, _maps
         ),
         "images": Target(_pictures(), _image),
+        "shards": Target({"s.tar": _tar()}, _shards),
         "checkpoints": Target({"c.pt": _checkpoint()}, _tensors),
         "configurations": Target({"c.yaml": _CONFIGURATION}, _configuration),
     }
@@ -414,6 +417,27 @@ def _pictures() -> dict[str, bytes]:
     out = io.BytesIO()
     colour.save(out, "TIFF", save_all=True, append_images=[colour], compression="tiff_deflate")
     return {**made, "c.tif": out.getvalue()}
+
+
+def _tar() -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        files = {"sub/a.png": _map("PNG"), "sub/a.maps.png": _map("PNG"), "\u00e4.txt": b"3 4 0 0.9\n"}
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+def _shards(path: Path, output: Path) -> None:
+    """All members, as what their names say that they are."""
+    index = open_shards(path)
+    for name in [] if index is None else index.names:
+        if name.endswith(".png"):
+            open_image(path / name)
+        elif name.endswith(".txt"):
+            read_cues(path / name, (HEIGHT, WIDTH), 2)
 
 
 def _checkpoint() -> bytes:

@@ -71,6 +71,13 @@ def test_given_maps_measure_the_objects(folder: Path) -> None:
     assert found.semantic_dir == "semantic" and found.diameter == pytest.approx(2 * (400 / np.pi) ** 0.5)
 
 
+def test_images_without_a_row_are_counted(folder: Path) -> None:
+    for name in ("sub/more.png", "another.jpg", ".hidden.png", "notes.txt"):
+        (folder / "images" / name).parent.mkdir(exist_ok=True)
+        (folder / "images" / name).write_bytes(b"")
+    assert survey(folder).unlisted == 2
+
+
 def test_tags_alone(folder: Path) -> None:
     (folder / "points.json").unlink()
     (folder / "tags.csv").write_text("image,tags,split\ni0.png,nut;,train\ni1.png,,train\n")

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from bestie_pl.data.files import require_folder
+from bestie_pl.data.files import is_hidden, require_folder
 from bestie_pl.data.formats.images import IMAGE_SUFFIXES, find_image, open_image
 from bestie_pl.data.formats.maps import read_semantic
 from bestie_pl.data.formats.points import PointSet, image_name, read_points
@@ -65,6 +65,7 @@ class Survey:
         annotations: Ground truth below ``root``, with ``{split}``; None where there is none.
         tags_differ: Whether some training images have other tags than others, so that a classifier can learn them.
         diameter: Of a disc with the median object's area, in pixels; None without points.
+        unlisted: Images that the file of tags does not name.
     """
 
     root: Path
@@ -77,6 +78,7 @@ class Survey:
     annotations: str | None
     tags_differ: bool
     diameter: float | None
+    unlisted: int = 0
 
 
 def annotation_source(path: Path) -> str | None:
@@ -158,6 +160,7 @@ def survey(root: Path) -> Survey:
         annotations=_annotations(root, [s for s in (val, test) if s is not None]),
         tags_differ=bool((tags != tags[0]).any()),
         diameter=diameter,
+        unlisted=max(0, _count_images(images) - len(table.files)),
     )
 
 
@@ -217,7 +220,7 @@ def _splits(root: Path, table: TagTable) -> tuple[str, str | None, str | None]:
     if "train" not in known:
         listed = f"; there are {', '.join(table.splits)}" if table.splits else ""
         raise ValueError(
-            f"{table.path}: no split `train`{listed}; add a column `split` that says train for these images"
+            f"{table.path}: no split `train`{listed}; add a column `split` that says train for the images to learn from"
         )
     first = [next((known[name] for name in names if name in known), None) for names in (VAL_NAMES, TEST_NAMES)]
     return known["train"], first[0], first[1]
@@ -228,6 +231,11 @@ def _rows(root: Path, table: TagTable, split: str) -> Tensor:
         return (table.split == table.splits.index(split)).nonzero()[:, 0]
     listed = {image_name(line.strip()) for line in (root / split).read_text().splitlines() if line.strip()}
     return torch.tensor([row for row, file in enumerate(table.files) if image_name(file) in listed], dtype=torch.int64)
+
+
+def _count_images(folder: Path) -> int:
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sum(not is_hidden(path, folder) for path in found)
 
 
 def _path(folder: Path, file: str) -> Path:

@@ -44,7 +44,7 @@ class _Core(nn.Module):
         super().__init__()
         # a copy in the usual memory format: to follow strides of unknown sizes takes minutes otherwise
         self.network = deepcopy(model.network).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        _fix_padding(self.network)
+        fix_padding(self.network)
         self.register_buffer("mean", model.mean.clone())
         self.register_buffer("std", model.std.clone())
 
@@ -53,12 +53,12 @@ class _Core(nn.Module):
         return tuple(self.network((images - self.mean) / self.std))
 
 
-def _fix_padding(network: nn.Module) -> None:
+def fix_padding(network: nn.Module) -> None:
     """Give TensorFlow's "same" convolutions a constant padding.
 
     timm computes it from the size of each input, which no file format can hold where sizes are unknown. Of sides that
     the stride divides, and 32 divides those of the images, it is the same for all: what the kernel is longer than the
-    stride, the larger half at the end.
+    stride, the larger half at the end. Changes ``network``.
     """
     for parent in list(network.modules()):
         for name, layer in list(parent.named_children()):

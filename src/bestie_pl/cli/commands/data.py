@@ -21,7 +21,7 @@ from bestie_pl.data.files import write_text
 from bestie_pl.data.formats.classes import alike
 from bestie_pl.data.module import InstanceDataModule
 from bestie_pl.data.samples import EvaluationSamples, TrainingSamples
-from bestie_pl.errors import UserError
+from bestie_pl.errors import UserError, expected_one_of
 from bestie_pl.progress import progress
 
 HELP = """usage: bestie-pl data check --config CONFIG [--data.* ...] [--workers N] [--json FILE]
@@ -31,6 +31,7 @@ check reads every image, map, cue and mask of a configuration's data set. Exit s
 shards writes images, and the labels beside them, into tar files.
 `bestie-pl data check --help` and `bestie-pl data shards --help` list the options."""
 
+COMMANDS = ("check", "shards")
 SHOWN = 5
 """Problems of a kind that are printed; the report has all of them."""
 TABLE_ROWS = 30
@@ -57,7 +58,7 @@ def main(args: list[str]) -> int:
     if args[0] == "shards":
         return shards.main(args[1:])
     if args[0] != "check":
-        raise UserError(f"unknown command {args[0]!r} of `bestie-pl data`; expected check or shards")
+        raise UserError(f"unknown command {args[0]!r} of `bestie-pl data`; {expected_one_of(args[0], COMMANDS)}")
     data, options = read_data_module(_parser(), args[1:])
     if not isinstance(data, InstanceDataModule):
         raise UserError(f"data must be an InstanceDataModule, whose splits can be read; got {type(data).__name__}")
