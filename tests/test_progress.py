@@ -12,9 +12,8 @@ import termios
 
 CODE = """
 import sys, time
-import bestie_pl.progress as p
-p.PATIENCE = float(sys.argv[1])
-for n in p.progress(range(4), "counting", "things"):
+from bestie_pl.progress import progress
+for n in progress(range(4), "counting", "things", patience=float(sys.argv[1])):
     time.sleep(0.15)
 print("done")
 """

@@ -144,3 +144,15 @@ def test_best_and_worst_test_images(
     assert set(sheets) == {"test.png", "best.png", "worst.png"}
     expected = (["all", "nearly"], ["wrong", "none"]) if with_truth else (["empty", "all"], ["none", "wrong"])
     assert (sheets["best.png"], sheets["worst.png"]) == expected
+
+    def gather(parts: list[Any], mine: Any) -> None:  # the other process saw an image that is better than all
+        parts[:] = [mine, [mine[0]._replace(quality=1.5, name="other", caption="other: 1.5")]]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    trainer.world_size = 2
+    writer.on_test_end(trainer, module)  # type: ignore[arg-type]
+    assert (sheets["best.png"], sheets["worst.png"]) == (["other", expected[0][0]], expected[1])
+    trainer.is_global_zero = False
+    sheets.clear()
+    writer.on_test_end(trainer, module)  # type: ignore[arg-type]
+    assert sheets == {}

@@ -153,7 +153,8 @@ class DataCheck:
             summary = self.summaries[stage] = SplitSummary()
             # one image is one item: nothing to collate
             loader: Iterable[ImageFacts] = DataLoader(images, None, num_workers=workers, collate_fn=_as_it_is)
-            for number, facts in enumerate(progress(loader, stage, total=len(images))):
+            # at once: it takes seconds until the first worker has an image
+            for number, facts in enumerate(progress(loader, stage, total=len(images), patience=0)):
                 summary.add(facts)
                 for problem in facts.problems:
                     self._find(stage, facts.name, problem)
