@@ -103,7 +103,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def open_labels(
-    path: Path, names: Packed, class_names: Sequence[str], *, least_score: float, weighted: bool
+    path: Path, names: Packed, class_names: Sequence[str], *, least_share: float, weighted: bool
 ) -> LabelReader:
     """Reader of a split's labels.
 
@@ -111,7 +111,7 @@ def open_labels(
         path: A folder of predictions ``NAME.json``, or a file that ``bestie-pl labels`` wrote.
         names: Of the split's images.
         class_names: In the order of the classes' numbers.
-        least_score: Labels below are left out.
+        least_share: Labels are left out whose score is lower than this share of the best one of their class.
         weighted: Whether a label's score is its weight.
 
     Raises:
@@ -120,7 +120,7 @@ def open_labels(
     """
     if path.suffix != ".json":
         require_folder(path, f"predicted instances NAME.json of the training images; {REMEDY}")
-        return FolderLabels(path, names, tuple(class_names), least_score, weighted)
+        return FolderLabels(path, names, tuple(class_names), least_share, weighted)
     categories = read_categories(path)
     index = read_index(path, tuple(categories), keep_masks=True)
     assert index.annotations is not None  # they were asked for
@@ -134,7 +134,7 @@ def open_labels(
         COCOTruth(index.annotations, index.sizes, path),
         torch.tensor([row_of[name] for name in names], dtype=torch.int64),
         torch.tensor([number_of[name] for name in categories.values()]),
-        least_score,
+        least_share,
         weighted,
     )
 
@@ -146,13 +146,13 @@ class FolderLabels:
     folder: Path
     names: Packed
     class_names: tuple[str, ...]
-    least_score: float
+    least_share: float
     weighted: bool
 
     def __call__(self, index: int, size: tuple[int, int], tags: Tensor) -> IdMap:
         """See ``LabelReader``."""
         ids, classes, scores = read_predictions(
-            self.folder, self.names[index], size, self.class_names, tags=tags, least_score=self.least_score
+            self.folder, self.names[index], size, self.class_names, tags=tags, least_share=self.least_share
         )
         return IdMap(ids, classes, scores if self.weighted else None)
 
@@ -165,14 +165,14 @@ class FileLabels:
         source: Of the whole file, with classes numbered by category.
         rows: (N,) int64, entry of the file of each image.
         classes: (K,) int64, class of each category.
-        least_score: Labels below are left out; annotations without a score have 1.
+        least_share: See ``open_labels``; annotations without a score have 1.
         weighted: Whether a label's score is its weight.
     """
 
     source: COCOTruth
     rows: Tensor
     classes: Tensor
-    least_score: float
+    least_share: float
     weighted: bool
 
     def __call__(self, index: int, size: tuple[int, int], tags: Tensor) -> IdMap:
@@ -182,7 +182,8 @@ class FileLabels:
         annotations = [a for a in loads(self.source.annotations[row]) if not a.get("iscrowd")]
         scores = torch.tensor([_score(a, self.source.path) for a in annotations], dtype=torch.float32)
         classes = self.classes[categories]
-        kept = (scores >= self.least_score) & tags[classes]
+        best = torch.zeros(len(tags)).scatter_reduce_(0, classes, scores, "amax")
+        kept = (scores >= self.least_share * best[classes]) & tags[classes]
         anew = torch.cat([torch.zeros(1, dtype=torch.int32), kept.int().cumsum(0).int() * kept.int()])
         return IdMap(anew[ids.long()], classes[kept], scores[kept] if self.weighted else None)
 

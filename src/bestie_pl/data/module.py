@@ -77,7 +77,8 @@ class InstanceDataModule(pl.LightningDataModule):
             training, paper table 5, and the second stage): their folder, ``RUN/predictions``, or the file that
             ``bestie-pl labels`` made of it. Of tagged classes, and with ``supervision: points`` those that hold exactly
             one point of their class. With ``tags`` no cues are read then.
-        label_threshold: Least score of such a prediction. The default is the least centre score of a refined label.
+        label_threshold: Least score of such a prediction, relative to the surest of its class in the image, which is a
+            label whatever its score.
         label_weights: Such a prediction's score is how much it counts in the losses; all count alike otherwise.
         label_quality: Also read the true instances of training images, to measure the labels, and of predicted images,
             to measure cues. No loss uses them. Training images without (most of VOC's) are left out of the measure.
@@ -365,7 +366,7 @@ class InstanceDataModule(pl.LightningDataModule):
                 self.labels_from,
                 split.names,
                 self.class_names,
-                least_score=self.label_threshold,
+                least_share=self.label_threshold,
                 weighted=self.label_weights,
             )
         if self.reads_cues and (split.points is None or split.cues_dir is not None):

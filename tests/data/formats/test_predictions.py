@@ -44,10 +44,10 @@ def test_the_surer_instance_covers_the_other(tmp_path: Path) -> None:
     assert int((ids == 2).sum()) == 20 and int((ids == 3).sum()) == 1
 
 
-def test_what_is_unsure_untagged_or_small_is_left_out(tmp_path: Path) -> None:
+def test_what_is_unsure_beside_another_untagged_or_small_is_left_out(tmp_path: Path) -> None:
     write(tmp_path, [("dog", 0.4, box(0, 0, 4, 6)), ("cat", 0.9, box(2, 4, 8, 10)), ("cat", 0.5, box(2, 3, 8, 10))])
-    kept = read_predictions(tmp_path, "a", (8, 10), NAMES, least_score=0.5)
-    assert kept[1].tolist() == [0, 0]
+    kept = read_predictions(tmp_path, "a", (8, 10), NAMES, least_share=0.6)
+    assert kept[1].tolist() == [0, 1], "the dog is the only one; the second cat is less than 0.6 times as sure"
     kept = read_predictions(tmp_path, "a", (8, 10), NAMES, tags=torch.tensor([False, True]))
     assert kept[1].tolist() == [1] and int(kept[0].max()) == 1
     ids, classes, scores = read_predictions(tmp_path, "a", (8, 10), NAMES, min_area=7)

@@ -78,9 +78,8 @@ def _collect(data: InstanceDataModule, folder: Path, most: int) -> tuple[dict[st
         points = _points(data, split, index, size)
         if points is not None:
             points_in_all += len(points)
-        found = read_predictions(
-            folder, name, size, data.class_names, tags=tags, least_score=data.label_threshold, min_area=min_area
-        )
+        least = 0.0 if points is not None else data.label_threshold  # points say what an object is
+        found = read_predictions(folder, name, size, data.class_names, tags=tags, least_share=least, min_area=min_area)
         ids, classes, scores = choose(*found, points=points, most=most)
         image_id = data.image_ids[name] if isinstance(data, COCODataModule) else index + 1
         images.append({"id": image_id, "file_name": name + path.suffix, "height": size[0], "width": size[1]})
