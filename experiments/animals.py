@@ -63,11 +63,13 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "tags, foreground predicted": ("tags", ("--model.init_args.foreground=predicted",)),
     "tags, foreground both": ("tags", ("--model.init_args.foreground=both",)),
     "tags, center clustering": ("tags", ("--model.init_args.clustering=true",)),
+    "tags, refined labels from 0.1 on": ("tags", ("--model.init_args.refine_threshold=0.1",)),
     "tags, nearest cue in crowded components": ("tags", ("--data.init_args.recipe=nearest",)),
     "tags, refined by a mean of networks": ("tags", ("--model=experiments.averaged.AveragedRefinement",)),
     "tags, as many steps as another round": ("tags", ("--trainer.max_steps=300",)),
     "points": ("points", ()),
     "points, nearest point in crowded components": ("points", ("--data.init_args.recipe=nearest",)),
+    "points, as many steps as another round": ("points", ("--trainer.max_steps=300",)),
 }
 """What was tried on the training of instances, each against the first row of its kind: configuration and options."""
 WRITTEN = {
