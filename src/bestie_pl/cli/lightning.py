@@ -15,12 +15,12 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # public, but not said as mypy expects it
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from bestie_pl.callbacks.checkpoints import NewestState, WholeFileIO
 from bestie_pl.callbacks.cues import CueWriter
