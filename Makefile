@@ -25,7 +25,7 @@ $(ready): setup.cfg pyproject.toml tools/setup.sh tools/constraints.txt tools/to
 	@touch $@
 
 test: lint
-	$(bin)/python -m pytest
+	$(bin)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lint: $(ready)
 	$(bin)/ruff check $(sources)

@@ -58,6 +58,18 @@ KINDS = {
     "tags, another round": ("round2", "full_longer"),
 }
 """What is compared with full supervision, and with which: one that has as many steps in all."""
+VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "tags": ("tags", ()),
+    "tags, foreground predicted": ("tags", ("--model.init_args.foreground=predicted",)),
+    "tags, foreground both": ("tags", ("--model.init_args.foreground=both",)),
+    "tags, center clustering": ("tags", ("--model.init_args.clustering=true",)),
+    "tags, nearest cue in crowded components": ("tags", ("--data.init_args.recipe=nearest",)),
+    "tags, refined by a mean of networks": ("tags", ("--model=experiments.averaged.AveragedRefinement",)),
+    "tags, as many steps as another round": ("tags", ("--trainer.max_steps=300",)),
+    "points": ("points", ()),
+    "points, nearest point in crowded components": ("points", ("--data.init_args.recipe=nearest",)),
+}
+"""What was tried on the training of instances, each against the first row of its kind: configuration and options."""
 WRITTEN = {
     "CAM_maps": "of the classifier",
     "Retrained_maps": "of the semantic round",
@@ -79,7 +91,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs/animals"))
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--skip", nargs="*", default=[], choices=("maps", "points", "round2"))
+    parser.add_argument("--skip", nargs="*", default=[], choices=("maps", "points", "round2", "variants"))
     arguments = parser.parse_args()
     truth = true_maps(arguments.root)
     for seed in arguments.seeds:
@@ -96,6 +108,8 @@ def main() -> None:
         if "round2" not in arguments.skip:
             chain.another_round()
             chain.supervised("full_longer", 2)
+        if "variants" not in arguments.skip:
+            chain.variants()
         tables.maps()
         tables.instances()
         draw(chain, ROOT / arguments.results / "test.png")
@@ -206,6 +220,15 @@ class Chain:
         self.run("points", "test", "points", reads="points")
         self.run("points_refined", "test", "points", ["--model.init_args.inference.refine=pamr"], reads="points")
 
+    def variants(self) -> None:
+        """What was tried, each in a training of its own from the network and the maps of the semantic rounds."""
+        for name, (config, options) in VARIANTS.items():
+            if options:
+                start = self.start("semantic2", "Retrained2_maps")
+                given = [*options, *(option for option in start if config == "tags" or option != self.cues)]
+                self.run(stage_of(name), "fit", config, given)
+                self.run(stage_of(name), "test", config, given, reads=stage_of(name))
+
     def another_round(self) -> None:
         """Labels from the network of ``tags``, and a training on them and the same maps that goes on from it."""
         start = self.start("tags", "Retrained2_maps")
@@ -259,6 +282,9 @@ class Tables:
                 share = {"share": scores["map50"] / full["map50"]} if scores and full else {}
                 rows[name + label] = scores | share if scores else None
         self.write("instances", rows, "map50", {})
+        tried = {name: scores_of(self.chain.report(stage_of(name), "scores_test")) for name in VARIANTS}
+        settings = {name: list(options) for name, (_, options) in VARIANTS.items()}
+        self.write("variants", tried, "map50", settings)
         tested, cues = (self.chain.report("classifier", name) for name in ("scores_test", "cue_report"))
         if tested and cues:
             lines = [line for line in cues["thresholds"] if abs(line["threshold"] - CUE_THRESHOLD) < 1e-6]
@@ -291,6 +317,11 @@ class Tables:
         head = {"metric": metric, "command": "python -m experiments.animals ROOT", "environment": environment()}
         seconds = stored["seconds"] | {str(seed): self.chain.seconds()}
         write_json(path, head | {"rows": content, "seconds": seconds})
+
+
+def stage_of(variant: str) -> str:
+    """The folder of a variant."""
+    return variant.replace(", ", "_").replace(" ", "_")
 
 
 def draw(chain: Chain, path: Path) -> None:
@@ -370,9 +401,11 @@ def quality(folder: Path, truth: dict[str, np.ndarray], names: set[str]) -> dict
     return {"miou": float(result["miou"]), "background": background, "undecided": undecided / pixels}
 
 
-def scores_of(report: dict[str, Any] | None) -> dict[str, float]:
-    """Scores on the test photographs, whatever their notes; nothing without a report."""
-    scores = report["scores"] if report else {}
+def scores_of(report: dict[str, Any] | None) -> dict[str, float] | None:
+    """Scores on the test photographs, whatever their notes; None without a report."""
+    if report is None:
+        return None
+    scores = report["scores"]
     return {m: value for name, value in scores.items() for m in METRICS if name.split("/", 1)[1] == m}
 
 

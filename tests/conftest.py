@@ -24,6 +24,12 @@ def _folder(variable: str, default: str) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _no_seed_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``seed_everything`` leaves its seed to the process, and the order of training images follows from it."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+
+
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], dict[str, np.ndarray]]:
     """Read one file of recorded inputs and outputs of the authors' release: golden("d_peaks")["f00_heat"]."""

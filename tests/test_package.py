@@ -13,10 +13,11 @@ from bestie_pl.cli import main as cli
 
 SOURCES = Path(bestie_pl.__file__).parent
 
-LOWEST = ("errors", "recipe", "structures")
+LOWEST = ("errors", "progress", "recipe", "structures")
 
 ALLOWED = {
     "errors": set[str](),
+    "progress": set[str](),
     "recipe": set[str](),
     "structures": {"errors"},
     "ops": {*LOWEST},

@@ -56,7 +56,7 @@ def my_set(shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Photographs and LabelMe files of a new user, beside the configurations."""
     for name in (shapes_folder / "ImageSets/Segmentation/train.txt").read_text().split():
         image = (shapes_folder / f"JPEGImages/{name}.jpg").read_bytes()
-        for path in (tmp_path / "my_set/images" / f"{name}.jpg", tmp_path / "labels" / f"{name}.json"):
+        for path in (tmp_path / "my_set/images" / f"{name}.jpg", tmp_path / "my_set/labels" / f"{name}.json"):
             path.parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "my_set/images" / f"{name}.jpg").write_bytes(image)
         rows = [line.split() for line in (shapes_folder / f"Center_points/{name}.txt").read_text().splitlines()]
@@ -65,8 +65,7 @@ def my_set(shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             for x, y, number, _ in rows
         ]
         content = {"imagePath": f"{name}.jpg", "imageHeight": 64, "imageWidth": 64, "shapes": shapes}
-        (tmp_path / "labels" / f"{name}.json").write_text(json.dumps(content))
-    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+        (tmp_path / "my_set/labels" / f"{name}.json").write_text(json.dumps(content))
     monkeypatch.chdir(tmp_path)
     return tmp_path / "my_set"
 
@@ -79,7 +78,7 @@ def test_its_commands_for_own_data_and_its_python_run(my_set: Path, monkeypatch:
         short = [*SMALL, *SHORT[command]] if command in SHORT else []
         assert main([command, *arguments, *short]) == 0, line
     images = {path.stem for path in (my_set / "images").iterdir()}
-    assert {path.stem for path in Path("runs/folder/points/predictions").glob("*.json")} == images
+    assert {path.stem for path in (my_set / "found/overlays").glob("*.png")} == images
 
     (code,) = re.findall(r"```python\n(.*?)\n```", README, re.DOTALL)
     quick: dict[str, Any] = {"max_steps": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False}

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from quick import SILENT
 from second_device import OneDevice, second_device
 
 from bestie_pl import BestieModule, PeakAttentionModule, SemanticModule
@@ -122,13 +123,9 @@ def run(
     trainer = pl.Trainer(
         strategy=OneDevice(device),
         callbacks=writers(folder),
+        **{name: value for name, value in SILENT.items() if name not in ("accelerator", "devices")},
         max_steps=2,
         default_root_dir=folder,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
         num_sanity_val_steps=0,
         # tensors of inference mode cannot be wrapped
         inference_mode=False,

@@ -19,6 +19,7 @@ import re
 import resource
 import shutil
 import signal
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -43,6 +44,7 @@ from bestie_pl.data.formats.points import PointSet, read_points, to_json, write_
 from bestie_pl.data.formats.predictions import read_predictions
 from bestie_pl.data.formats.tags import read_tag_list, read_tags
 from bestie_pl.data.formats.truth import COCOTruth
+from bestie_pl.data.shards import open_shards
 from bestie_pl.errors import UserError
 from bestie_pl.models.tensor_file import read_file, split_content
 
@@ -108,7 +110,7 @@ class Figures:
 def targets() -> dict[str, Target]:
     """All readers by name."""
     labelled = {
-        f"from {source}": _marked(source) for source in ("coco", "labelme", "cvat", "labelstudio", "csv", "json")
+        f"from {source}": _marked(source) for source in ("coco", "labelme", "cvat", "labelstudio", "via", "csv", "json")
     }
     return {
         "points csv": Target(
@@ -134,6 +136,7 @@ def targets() -> dict[str, Target]:
             {"a.npy": _array(np.uint8, (HEIGHT, WIDTH)), "b.npy": _array(np.float32, (3, HEIGHT, WIDTH))}, _maps
         ),
         "images": Target(_pictures(), _image),
+        "shards": Target({"s.tar": _tar()}, _shards),
         "checkpoints": Target({"c.pt": _checkpoint()}, _tensors),
         "configurations": Target({"c.yaml": _CONFIGURATION}, _configuration),
     }
@@ -416,6 +419,27 @@ def _pictures() -> dict[str, bytes]:
     return {**made, "c.tif": out.getvalue()}
 
 
+def _tar() -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        files = {"sub/a.png": _map("PNG"), "sub/a.maps.png": _map("PNG"), "\u00e4.txt": b"3 4 0 0.9\n"}
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+def _shards(path: Path, output: Path) -> None:
+    """All members, as what their names say that they are."""
+    index = open_shards(path)
+    for name in [] if index is None else index.names:
+        if name.endswith(".png"):
+            open_image(path / name)
+        elif name.endswith(".txt"):
+            read_cues(path / name, (HEIGHT, WIDTH), 2)
+
+
 def _checkpoint() -> bytes:
     out = io.BytesIO()
     torch.save({"state_dict": {"model.a": torch.zeros(3), "model.b": torch.ones(2, 2)}, "epoch": 3}, out)
@@ -477,12 +501,35 @@ def _label_studio() -> list[dict[str, Any]]:
     return [{"id": 1, "data": data, "annotations": [{"id": 2, "was_cancelled": False, "result": results}]}]
 
 
+def _via() -> dict[str, Any]:
+    shapes: list[dict[str, Any]] = [
+        {"name": "point", "cx": 3, "cy": 4},
+        {"name": "rect", "x": 2, "y": 2, "width": 8, "height": 9},
+        {"name": "ellipse", "cx": 9, "cy": 9, "rx": 3, "ry": 2.5, "theta": 0.2},
+        {"name": "polygon", "all_points_x": [2, 10, 10, 2], "all_points_y": [2, 2, 10, 10]},
+    ]
+    classes: list[Any] = ["cat", {"dog": True}, "dog", "cat"]
+    regions = [
+        {"shape_attributes": shape, "region_attributes": {"class": name, "age": "3"}}
+        for shape, name in zip(shapes, classes, strict=True)
+    ]
+    image = {"filename": "sub/a.png", "size": 99, "regions": regions, "file_attributes": {"class": {"dog": True}}}
+    return {"_via_settings": {}, "_via_img_metadata": {"sub/a.png99": image}, "_via_data_format_version": "2.0.10"}
+
+
+_VIA_CSV = b"""filename,file_size,file_attributes,region_count,region_id,region_shape_attributes,region_attributes
+a.png,99,"{}",1,0,"{""name"":""circle"",""cx"":9,""cy"":9,""r"":3}","{""class"":""cat""}"
+sub/b.png,12,"{""class"":""dog""}",0,0,"{}","{}"
+"""
+
+
 def _marked(source: str) -> Target:
     files = {
         "coco": {"c.json": _json(_coco())},
         "labelme": {"l.json": _json(_labelme())},
         "cvat": {"c.xml": _CVAT},
         "labelstudio": {"l.json": _json(_label_studio())},
+        "via": {"v.json": _json(_via()), "v.csv": _VIA_CSV},
         "csv": {"p.csv": b"image,x,y,class\na.png,3,4,cat\n"},
         "json": {"p.json": _json(_POINTS)},
     }[source]

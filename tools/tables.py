@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.runs import ROOT
+from tools import scaling
 from tools.house import drawn
 
 HEAD = {"map25": "mAP25", "map50": "mAP50", "map70": "mAP70", "map75": "mAP75", "miou": "mIoU"}
@@ -280,6 +281,11 @@ def reason(row: dict[str, Any]) -> str:
     return re.sub(r"(, )?void at::.*? \d+ %(?=,|$)", "", row.get("limited_by", "")).removeprefix(", ")
 
 
+def scaling_table(name: str) -> str:
+    """One of docs/scaling.md."""
+    return markdown(*scaling.TABLES[name]())
+
+
 OTHER: dict[str, Callable[[], str]] = {
     "speed": speed_table,
     "stages": stages_table,
@@ -292,6 +298,7 @@ OTHER: dict[str, Callable[[], str]] = {
     "paper_table5": paper_table5,
     "cost": cost_table,
     "house": drawn,
+    **{name: partial(scaling_table, name) for name in scaling.TABLES},
 }
 """Tables that several files are behind, and the drawing of the package."""
 

@@ -223,7 +223,7 @@ def sheet(
     margin = 4
     font = ImageFont.load_default(FONT_SIZE)
     line = FONT_SIZE + margin
-    images = [[_fitted(Image.fromarray(picture), cell) for picture in row] for row in rows]
+    images = [[Image.fromarray(fitted(picture, cell)) for picture in row] for row in rows]
     head = line * max(title.count("\n") + 1 for title in titles)
     strip = 0 if captions is None else line
     tops = [head + margin]
@@ -243,10 +243,12 @@ def sheet(
     return canvas
 
 
-def _fitted(image: Image.Image, cell: int) -> Image.Image:
+def fitted(picture: Picture, cell: int = CELL) -> Picture:
+    """The picture with ``cell`` pixels along its longer side."""
+    image = Image.fromarray(picture)
     scale = cell / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR)
+    return np.asarray(image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR))
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float) -> str:

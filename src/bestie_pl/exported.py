@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -91,9 +92,11 @@ def read_exported(path: Path) -> tuple[BestieModule, float]:
     checkpoint = BytesIO()
     torch.save({"state_dict": {}, "hyper_parameters": arguments, "pytorch-lightning_version": "2.6.0"}, checkpoint)
     checkpoint.seek(0)
-    module = BestieModule.load_from_checkpoint(
-        checkpoint, map_location="cpu", weights_only=True, strict=False, oracle=None
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning lists every weight that is not there
+        module = BestieModule.load_from_checkpoint(
+            checkpoint, map_location="cpu", weights_only=True, strict=False, oracle=None
+        )
     module.model = cast(BestieModel, ExportedModel(path, module.model))
     return module.eval(), scale
 

@@ -1,4 +1,4 @@
-"""Where the paper and its authors' release disagree: two sets of named rules, chosen once by their name.
+"""Where the paper, its authors' release and later work disagree: sets of named rules, chosen once by their name.
 
 Tensor functions take the ``Rules`` and ask for the rule that they follow; only settings know the recipes' names.
 ``docs/release-rules.md`` tells what the release does, by the numbers that docstrings cite.
@@ -6,10 +6,10 @@ Tensor functions take the ``Rules`` and ask for the rule that they follow; only 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-Recipe = Literal["paper", "release"]
+Recipe = Literal["paper", "release", "nearest"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class Rules:
     Args:
         point_labels_end_at: Where the offsets of a component that was accepted by a given point end: at the ``point``
             (paper section 3.6), or at the component's ``centroid`` (release 3.7).
+        crowded_components: Components that hold several cues are ``unlabelled`` (paper section 3.3), or each of their
+            pixels is labelled with the ``nearest`` cue (P2Seg, ICLR 2024, section 3).
         strict_peaks: A peak must exceed its threshold, and all equal maxima of a window are peaks (release 4.1, 4.2).
             Otherwise it may equal the threshold, and the first of equals is one.
         clustered_score: Centre score of a clustered centre: what the ``heatmap`` says there, as Eq. (2) has it, or
@@ -40,6 +42,7 @@ class Rules:
     """
 
     point_labels_end_at: Literal["point", "centroid"]
+    crowded_components: Literal["unlabelled", "nearest"]
     strict_peaks: bool
     clustered_score: Literal["heatmap", "one"]
     crowded_by: Literal["centers", "owners"]
@@ -54,6 +57,7 @@ class Rules:
 
 PAPER = Rules(
     point_labels_end_at="point",
+    crowded_components="unlabelled",
     strict_peaks=False,
     clustered_score="heatmap",
     crowded_by="centers",
@@ -67,6 +71,7 @@ PAPER = Rules(
 )
 RELEASE = Rules(
     point_labels_end_at="centroid",
+    crowded_components="unlabelled",
     strict_peaks=True,
     clustered_score="one",
     crowded_by="owners",
@@ -78,6 +83,8 @@ RELEASE = Rules(
     counts_of="own",
     average_offsets=False,
 )
+NEAREST = replace(PAPER, crowded_components="nearest")
+"""The paper's, and components that hold several cues teach instances too."""
 
-RULES: dict[str, Rules] = {"paper": PAPER, "release": RELEASE}
+RULES: dict[str, Rules] = {"paper": PAPER, "release": RELEASE, "nearest": NEAREST}
 """By the recipe's name."""

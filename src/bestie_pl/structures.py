@@ -198,6 +198,15 @@ class LabeledInstances(_Movable):
                 f"expected ids (B, H, W) and columns of {n} rows, got {tuple(self.ids.shape)} and {shapes}"
             )
 
+    def count_and_weight(self) -> tuple[Tensor, Tensor]:
+        """How many labels an image has, and their mean weight (0 without any): two scalars on the device.
+
+        A label is a row with a pixel and a weight; others teach nothing.
+        """
+        is_label = (self.area > 0) & (self.weight > 0)
+        count = is_label.sum()
+        return count / len(self.ids), (self.weight * is_label).sum() / count.clamp(min=1)
+
 
 class InstanceMaps(NamedTuple):
     """What the network says of a batch, at any resolution; ``h, w`` is a quarter of the image where it leaves it.

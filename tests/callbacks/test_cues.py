@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from quick import make_trainer
 
 from bestie_pl.callbacks.cues import CueWriter
 from bestie_pl.callbacks.predictions import PredictionWriter
@@ -47,16 +48,7 @@ def colorful(images: torch.Tensor, alpha: float | None = None) -> torch.Tensor:
 
 
 def predict(module: pl.LightningModule, data: Any, folder: Path, *callbacks: pl.Callback, **settings: Any) -> None:
-    defaults: dict[str, Any] = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "use_distributed_sampler": False,
-        "default_root_dir": folder,
-    }
-    trainer = pl.Trainer(callbacks=list(callbacks), **{**defaults, **settings})
+    trainer = make_trainer(folder, callbacks=list(callbacks), **settings)
     trainer.predict(module, data, return_predictions=False)
 
 

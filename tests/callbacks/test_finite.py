@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from quick import make_trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -52,18 +53,8 @@ class Spoilt(pl.LightningModule):
 )
 def test_it_stops_before_the_step_and_names_the_images(kind: str, accumulated: int, says: str, tmp_path: Any) -> None:
     module = Spoilt(2, kind)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-        accumulate_grad_batches=accumulated,
-        callbacks=[StopAtNonFinite()],
-    )
+    settings: dict[str, Any] = {"max_epochs": 1, "max_steps": -1, "accumulate_grad_batches": accumulated}
+    trainer = make_trainer(tmp_path, callbacks=[StopAtNonFinite()], **settings)
     with pytest.raises(ValueError, match=says):
         trainer.fit(module, DataLoader([batch(number) for number in range(4)], batch_size=None))
     assert float(module.weight.detach()) == module.weights[2] and 0 < module.weights[2] < 1

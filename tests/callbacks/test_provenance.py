@@ -9,6 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
+from quick import make_trainer
 
 from bestie_pl.callbacks.predictions import PredictionWriter
 from bestie_pl.callbacks.provenance import FILE
@@ -38,15 +39,7 @@ def data(shapes_folder: Path) -> ShapesDataModule:
 
 def predict(module: Finder, data: Any, folder: Path, writer: PredictionWriter | None = None) -> list[str]:
     """Names of the images that were predicted."""
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        default_root_dir=folder,
-        callbacks=[writer or PredictionWriter()],
-    )
+    trainer = make_trainer(folder, callbacks=[writer or PredictionWriter()])
     trainer.predict(module, data, return_predictions=False)
     return module.seen
 

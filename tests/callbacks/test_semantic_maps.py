@@ -13,6 +13,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from PIL import Image
+from quick import make_trainer
 
 from bestie_pl.callbacks.cues import CueWriter
 from bestie_pl.callbacks.provenance import FILE
@@ -34,16 +35,7 @@ def make_data(root: Path, **settings: Any) -> ShapesDataModule:
 def predict(
     module: pl.LightningModule, data: pl.LightningDataModule, folder: Path, *writers: pl.Callback, **settings: Any
 ) -> None:
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=folder,
-        callbacks=list(writers),
-        **{"devices": 1, **settings},
-    )
+    trainer = make_trainer(folder, callbacks=list(writers), **settings)
     trainer.predict(module, data, return_predictions=False)
 
 

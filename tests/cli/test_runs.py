@@ -19,6 +19,7 @@ import yaml
 from PIL import Image
 from pycocotools import mask as codec
 
+from bestie_pl.cli.main import main as bestie_main
 from bestie_pl.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -248,6 +249,44 @@ def test_every_nuclei_configuration_runs(config: str, real_data: Path, tmp_path:
     run(
         *("fit", "--config", config, *SMALL, f"--data.init_args.root={real_data / 'nuclei'}", *second_stage(config)),
         *(f"--trainer.default_root_dir={tmp_path}", "--trainer.fast_dev_run=true"),
+    )
+
+
+@pytest.fixture(scope="module")
+def animals(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty photographs of each split, with points; and cues and maps under the names that other commands give."""
+    source, root = real_data / "animals", tmp_path_factory.mktemp("data") / "animals"
+    (root / "images").mkdir(parents=True)
+    head, *lines = (source / "tags.csv").read_text().splitlines()
+    names: list[str] = []
+    for split in ("train", "test"):
+        content = json.loads((source / f"instances_{split}.json").read_text())
+        content["images"] = content["images"][:20]
+        kept = {image["id"]: image["file_name"] for image in content["images"]}
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+        (root / f"instances_{split}.json").write_text(json.dumps(content))
+        names += kept.values()
+    (root / "tags.csv").write_text("\n".join([head, *(line for line in lines if line.split(",")[0] in names)]) + "\n")
+    for folder in ("Peak_points", "CAM_maps", "Retrained2_maps"):
+        (root / folder).mkdir()
+    for name in names:
+        shutil.copy(source / "images" / name, root / "images" / name)
+        with Image.open(root / "images" / name) as image:
+            Image.new("L", image.size).save(root / "CAM_maps" / f"{Path(name).stem}.png")
+        shutil.copy(root / "CAM_maps" / f"{Path(name).stem}.png", root / "Retrained2_maps")
+        (root / "Peak_points" / f"{Path(name).stem}.txt").write_text("")
+    assert (
+        bestie_main(["points", "--from=coco", str(root / "instances_train.json"), f"--output={root}/points.json"]) == 0
+    )
+    return root
+
+
+@pytest.mark.parametrize("config", trainings("animals"))
+def test_every_animals_configuration_runs(config: str, animals: Path, tmp_path: Path) -> None:
+    made = ["--model.init_args.init_from=null"] if "init_from" in (REPOSITORY / config).read_text() else []
+    run(
+        *("fit", "--config", config, *SMALL, f"--data.init_args.root={animals}", *made, *second_stage(config)),
+        *(f"--trainer.default_root_dir={tmp_path}", "--trainer.max_steps=1"),
     )
 
 

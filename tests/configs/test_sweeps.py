@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,20 +29,46 @@ def draw(parameter: dict[str, Any], random: np.random.Generator) -> Any:
     return float(random.uniform(low, high))
 
 
+@pytest.fixture(scope="module")
+def root(shapes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Generated scenes with what the stages before leave there, and with VOC's name of the larger training split."""
+    copy = Path(shutil.copytree(shapes_folder, tmp_path_factory.mktemp("sweeps") / "data"))
+    for made, needed in (("WSSS_maps", "CAM_maps"), ("WSSS_maps", "Retrained_maps"), ("Center_points", "Peak_points")):
+        shutil.copytree(copy / made, copy / needed)
+    shutil.copy(copy / "train_cls.txt", copy / "train_aug_cls.txt")
+    return copy
+
+
+def small(configuration: str, root: Path) -> dict[str, Any]:
+    """Settings that make a training of the configuration one of two steps on a CPU."""
+    values: dict[str, Any] = {
+        "trainer.max_steps": 2,
+        "trainer.accelerator": "cpu",
+        "trainer.check_val_every_n_epoch": 1,
+    }
+    values |= {"trainer.limit_train_batches": 2, "model.init_args.backbone_weights": "null"}
+    data = {"root": root, "crop_size": 64, "batch_size": 2, "num_workers": 0}
+    if "/shapes/" in configuration:
+        data |= {"train_images": 16, "val_images": 5, "test_images": 5, "image_size": 64}
+        data |= {"clutter": 1, "generator_seed": 0}
+        if "init_from" in (REPOSITORY / configuration).read_text():
+            values["model.init_args.init_from"] = "null"
+    else:  # what is for GPUs
+        values |= {"trainer.devices": 1, "trainer.precision": "32-true", "trainer.strategy": "auto"}
+        values |= {"trainer.sync_batchnorm": "false", "model.init_args.backbone": "hrnet_w18_small"}
+    return values | {f"data.init_args.{name}": str(value) for name, value in data.items()}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_an_agent_launches_two_draws(
-    path: Path, shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_agent_launches_two_draws(path: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from wandb.wandb_agent import Agent
 
     sweep = yaml.safe_load(path.read_text())
-    assert set(sweep) == {"program", "method", "metric", "command", "parameters"}
-    small = {"root": shapes_folder, "train_images": 16, "val_images": 5, "test_images": 5, "image_size": 64}
-    small |= {"clutter": 1, "generator_seed": 0, "crop_size": 64, "batch_size": 2, "num_workers": 0}
-    fixed = {f"data.init_args.{name}": str(value) for name, value in small.items()}
-    fixed |= {"trainer.max_steps": 2, "trainer.accelerator": "cpu", "model.init_args.backbone_weights": "null"}
-    fixed |= {"trainer.check_val_every_n_epoch": 1, "trainer.limit_train_batches": 2}
+    assert {"program", "method", "metric", "command", "parameters"} <= set(sweep)
+    assert set(sweep) <= {"program", "method", "metric", "command", "parameters", "early_terminate"}
+    (configuration,) = re.findall(r"--config (\S+)", " ".join(sweep["command"]))
+    fixed = small(configuration, root)
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
     (tmp_path / "bin").mkdir()
     script = tmp_path / "bin" / "bestie-pl"
@@ -69,14 +97,18 @@ def test_an_agent_launches_two_draws(
         assert process.wait() == 0
     for run, values in drawn.items():
         folder = tmp_path / "runs" / "sweep" / run
-        assert (folder / "checkpoints" / "last.ckpt").exists() and (folder / "pictures" / "training.png").is_file()
+        assert (folder / "checkpoints" / "last.ckpt").exists() and (folder / "pictures" / "training.png").is_file() == (
+            "BestieModule" in (REPOSITORY / configuration).read_text()
+        )
         (record,) = folder.rglob("run-*.wandb")
         assert record.name == f"run-{run}.wandb" and record.stat().st_size > 1000
-        (configuration,) = folder.rglob("config.yaml")
-        settings = yaml.safe_load(configuration.read_text())
+        (written,) = folder.rglob("config.yaml")
+        settings = yaml.safe_load(written.read_text())
         for name in sweep["parameters"]:
             found = settings
             for part in name.split("."):
                 found = found[part]
-            assert float(found) == pytest.approx(float(values[name])), name
+            expected, found = (yaml.safe_load(str(value)) for value in (values[name], found))
+            assert (pytest.approx(expected) if isinstance(expected, float) else expected) == found, name
+        assert sweep["metric"]["name"].encode() in record.read_bytes()
     assert len({tuple(values.values()) for values in drawn.values()}) == 2

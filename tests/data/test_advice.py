@@ -42,6 +42,15 @@ def test_a_sound_set() -> None:
             "no negatives",
             "all 2 images have cat",
         ),
+        (
+            {
+                "supervision": "tags",
+                "classifies": True,
+                "tags": torch.eye(2).bool().repeat_interleave(torch.tensor([9, 20]), 0),
+            },
+            "few images of a class",
+            "cat 9: from tags alone",
+        ),
         ({"batch_size": 5}, "fewer images than a batch", "set batch_size: 4"),
         ({"supervision": "tags", "crop_size": 128}, "crop smaller than the images", "set crop_size: 300"),
         ({"supervision": "tags", "image_scale": 2.0}, "crop smaller than the images", "image_scale: 0.96"),

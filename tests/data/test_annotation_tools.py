@@ -1,4 +1,4 @@
-"""What annotation programs write, by hand: COCO, LabelMe, CVAT and Label Studio; and files that are something else."""
+"""What annotation programs write, by hand: COCO, LabelMe, CVAT, Label Studio, VIA; and files that are none of them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from bestie_pl.data.annotation_tools.geometry import box_center, from_corner, ne
 from bestie_pl.data.annotation_tools.label_studio import decode_brush
 from bestie_pl.data.annotation_tools.marked import Marked
 from bestie_pl.data.annotation_tools.readers import read_marked
+from bestie_pl.data.annotation_tools.via import COLUMNS
 
 H, W = 30, 40
 C_SHAPE = np.zeros((H, W), np.uint8)
@@ -632,10 +633,162 @@ def test_wrong_label_studio_files(tmp_path: Path, content: Any, message: str) ->
         read_marked([write(tmp_path, content)], "labelstudio")
 
 
+# ---------------------------------------------------------------- VIA
+
+
+def via_region(name: str, label: Any = "cat", **shape: Any) -> dict[str, Any]:
+    return {"shape_attributes": {"name": name, **shape}, "region_attributes": {"class": label}}
+
+
+VIA_POLYGON = {"all_points_x": [6, 26, 26, 9, 9, 26, 26, 6], "all_points_y": [4, 4, 7, 7, 18, 18, 21, 21]}
+
+
+def via(*regions: dict[str, Any], file: str = "one.jpg", **more: Any) -> dict[str, Any]:
+    """Annotations as "Export Annotations (as json)" writes them."""
+    image = {"filename": file, "size": 1234, "regions": list(regions), "file_attributes": {}, **more}
+    return {f"{file}1234": image}
+
+
+def via_project(*regions: dict[str, Any], **more: Any) -> dict[str, Any]:
+    attributes = {"region": {"class": {"type": "dropdown", "options": {"cat": "", "dog": ""}}}, "file": {}}
+    metadata = {**via(*regions, **more), **via(file="empty.jpg")}
+    start = {"_via_settings": {"ui": {}, "core": {}, "project": {"name": "pets"}}, "_via_img_metadata": metadata}
+    return {**start, "_via_attributes": attributes, "_via_data_format_version": "2.0.10"}
+
+
+def via_csv(*regions: dict[str, Any], header: str = "", tags: str = "{}") -> str:
+    """As "Export Annotations (as csv)" writes them."""
+
+    def quoted(value: Any) -> str:
+        text = value if isinstance(value, str) else json.dumps(value)
+        return '"' + text.replace('"', '""') + '"'
+
+    lines = [header + ",".join(COLUMNS)]
+    for k, r in enumerate(regions):
+        fields = [quoted(tags), len(regions), k, quoted(r["shape_attributes"]), quoted(r["region_attributes"])]
+        lines.append("one.jpg,1234," + ",".join(map(str, fields)))
+    return "\n".join([*lines, 'empty.jpg,99,"{}",0,0,"{}","{}"']) + "\n"
+
+
+VIA_REGIONS = [
+    via_region("point", cx=10, cy=4),
+    via_region("rect", x=6, y=4, width=20, height=17),
+    via_region("circle", "dog", cx=20, cy=10, r=15.2),
+    via_region("ellipse", cx=20, cy=10, rx=9, ry=4, theta=0.2),
+    via_region("polygon", {"cat": True, "dog": False}, **VIA_POLYGON),  # boxes to tick
+]
+VIA_SPOTS = [("cat", 9.5, 3.5), ("cat", 15.5, 12), ("dog", 19.5, 9.5), ("cat", 19.5, 9.5), ("cat", *INSIDE)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("project.json", via_project(*VIA_REGIONS)),
+        ("export.json", {**via(*VIA_REGIONS), **via(file="empty.jpg")}),
+        ("export.csv", via_csv(*VIA_REGIONS)),
+        ("version1.csv", via_csv(*VIA_REGIONS, header="#")),
+    ],
+)
+def test_via_shapes(tmp_path: Path, name: str, content: Any) -> None:
+    marked = read_marked([write(tmp_path, content, name)], "via")
+    assert spots(marked) == VIA_SPOTS and marked.class_names is None
+    # both were looked at; sizes are nowhere
+    assert [(i.file, i.size, i.tags) for i in marked.images] == [("one.jpg", None, set()), ("empty.jpg", None, set())]
+
+
+def test_via_of_the_first_version_numbers_its_regions(tmp_path: Path) -> None:
+    file = via()
+    file["one.jpg1234"]["regions"] = {str(k): region for k, region in enumerate(VIA_REGIONS)}
+    assert spots(read_marked([write(tmp_path, file)], "via")) == VIA_SPOTS
+
+
+def test_via_tags_and_names_of_images(tmp_path: Path) -> None:
+    region = via_region("point", cx=1, cy=1)
+    file = {
+        **via(region, file="http://example.org/photos/two%20cats.jpg?size=1", file_attributes={"class": {"dog": True}}),
+        **via(file="..\\images\\three.jpg", file_attributes={"class": "dog", "caption": "nobody"}),
+    }
+    marked = read_marked([write(tmp_path, file)], "via")
+    assert [(i.file, i.tags) for i in marked.images] == [("photos/two cats.jpg", {"dog"}), ("three.jpg", {"dog"})]
+
+
+def test_via_says_the_class_in_one_of_several_attributes(tmp_path: Path) -> None:
+    def named(**attributes: Any) -> dict[str, Any]:
+        return {"shape_attributes": {"name": "point", "cx": 1, "cy": 1}, "region_attributes": attributes}
+
+    def label(*regions: dict[str, Any]) -> list[str]:
+        return [name for name, *_ in spots(read_marked([write(tmp_path, via(*regions))], "via"))]
+
+    assert label(named(animal="cat"), named(animal="dog")) == ["cat", "dog"]  # the only one
+    assert label(named(age="3", Label="cat"), named(age="4", Label="dog")) == ["cat", "dog"]
+    assert label(named(name="Socrates", type="human")) == ["human"]
+    with pytest.raises(ValueError, match="file.json: attributes of regions: 'age', 'sex'; expected one .* `class`"):
+        label(named(age="3", sex="f"))
+    with pytest.raises(ValueError, match=r"attributes of regions: none; expected one .* `class`: add or rename it"):
+        label(named())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (via_region("polyline", **VIA_POLYGON), r"\(cat\): 'polyline' has no inside; use point, rect, circle"),
+        (via_region("star", cx=1, cy=2), r"\(cat\): 'star' is no shape of VIA's; use point, rect, circle"),
+        (via_region("point", cx=1), r"\(cat\): cx, cy: \[1, None\]; expected 2 numbers"),
+        (via_region("point", cx=-1, cy=3), r"\(cat\): x=-1 is outside the image"),
+        (via_region("rect", x=1, y=2, width=0, height=4), r"\(cat\): a box of 0 x 4 px; expected a positive width"),
+        (
+            via_region("polygon", all_points_x=[1, 2, 3], all_points_y=[1, 2]),
+            r"\(cat\): all_points_y: .*; expected 3 n",
+        ),
+        (via_region("polygon", all_points_x=[1, 2], all_points_y=[1, 2]), r"\(cat\): a polygon of 2 corners; expected"),
+        (via_region("polygon", all_points_x=[1, 1e9, 3], all_points_y=[1, 2, 1e9]), r"\(cat\): height, width that the"),
+        (via_region("point", "", cx=1, cy=3), "class: none; expected one class: set it in VIA"),
+        (via_region("point", {"cat": True, "dog": True}, cx=1, cy=3), "class: cat, dog; expected one class: set it in"),
+        (via_region("point", ["cat"], cx=1, cy=3), r"class: \['cat'\]; expected the name of a class"),
+        ({"region_attributes": {"class": "cat"}}, "no shape_attributes; found"),
+    ],
+)
+def test_wrong_via_regions(tmp_path: Path, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"file.json: image 'one.jpg', region 1.*{message}"):
+        read_marked([write(tmp_path, via_project(wrong))], "via")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"_via_img_metadata": {}}, "lists no image; expected a project of VIA 2"),
+        (
+            {"project": {"pid": "1"}, "config": {}, "file": {}, "metadata": {}},
+            "is a project of VIA 3, which is anoth",
+        ),
+        (coco(BOX), "expected a project of VIA 2, or its annotations exported as JSON or CSV"),
+        (via(regions=3), "image 'one.jpg': regions: 3; expected a list"),
+        (via(file=""), "image '': file: '.*expected"),
+    ],
+)
+def test_wrong_via_files(tmp_path: Path, content: Any, message: str) -> None:
+    path = write(tmp_path, content)
+    with pytest.raises(ValueError, match=f"file.json: {message}"):
+        read_marked([path], "via").points(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("image,x,y,class\n", "columns 'image, x, y, class'; expected a project of VIA 2"),
+        (via_csv().replace('"{}"', "", 1).replace("empty.jpg,99,", "empty.jpg,99", 1), "line 2: 6 fields; expected 7"),
+        (via_csv(VIA_REGIONS[0]).replace('""cx', "cx"), "line 2: region_shape_attributes: is no JSON"),
+    ],
+)
+def test_wrong_via_tables(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"file.csv: {message}"):
+        read_marked([write(tmp_path, content, "file.csv")], "via")
+
+
 # ---------------------------------------------------------------- all of them, and the geometry that they share
 
 
-@pytest.mark.parametrize("source", ["coco", "labelme", "cvat", "labelstudio", "json", "csv"])
+@pytest.mark.parametrize("source", ["coco", "labelme", "cvat", "labelstudio", "via", "json", "csv"])
 def test_missing_and_binary_files(tmp_path: Path, source: str) -> None:
     with pytest.raises(FileNotFoundError, match="no such file: .*none.json; expected "):
         read_marked([tmp_path / "none.json"], source)
@@ -644,7 +797,7 @@ def test_missing_and_binary_files(tmp_path: Path, source: str) -> None:
         read_marked([tmp_path / "file.json"], source)
 
 
-@pytest.mark.parametrize("source", ["coco", "labelme", "cvat", "labelstudio", "json", "csv"])
+@pytest.mark.parametrize("source", ["coco", "labelme", "cvat", "labelstudio", "via", "json", "csv"])
 @pytest.mark.parametrize(
     "text", ["[]", "{}", "null", "[1]", "3", '"a"', "<a/>", "", '{"images": [1], "categories": [2]}']
 )

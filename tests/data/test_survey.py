@@ -71,6 +71,13 @@ def test_given_maps_measure_the_objects(folder: Path) -> None:
     assert found.semantic_dir == "semantic" and found.diameter == pytest.approx(2 * (400 / np.pi) ** 0.5)
 
 
+def test_images_without_a_row_are_counted(folder: Path) -> None:
+    for name in ("sub/more.png", "another.jpg", ".hidden.png", "notes.txt"):
+        (folder / "images" / name).parent.mkdir(exist_ok=True)
+        (folder / "images" / name).write_bytes(b"")
+    assert survey(folder).unlisted == 2
+
+
 def test_tags_alone(folder: Path) -> None:
     (folder / "points.json").unlink()
     (folder / "tags.csv").write_text("image,tags,split\ni0.png,nut;,train\ni1.png,,train\n")
@@ -113,14 +120,20 @@ def test_who_wrote_annotations(tmp_path: Path) -> None:
         "d.xml": ('<?xml version="1.0"?><annotations><image id="0" name="a.jpg"/></annotations>', "cvat"),
         "e.json": ('{"classes": [], "images": [{"file": "a.jpg", "points": []}]}', None),
         "f.xml": ("<annotation><folder/></annotation>", None),
+        "h.json": ('{"_via_settings": {}, "_via_img_metadata": {}}', "via"),
+        "i.csv": ("filename,file_size,file_attributes,region_count,region_id,region_shape_attributes\n", "via"),
+        "j.csv": ("image,x,y,class\n", None),
         "g.txt": ('{"shapes": []}', None),
     }
     for name, (text, source) in texts.items():
         (tmp_path / name).write_text(text)
         assert annotation_source(tmp_path / name) == source, name
-    assert {source: [path.name for path in paths] for source, paths in annotation_files(tmp_path).items()} == {
-        source: [name] for name, (_, source) in texts.items() if source is not None
-    }
+    expected: dict[str, list[str]] = {}
+    for name, (_, source) in texts.items():
+        if source is not None:
+            expected.setdefault(source, []).append(name)
+    found = annotation_files(tmp_path)
+    assert {source: [path.name for path in paths] for source, paths in found.items()} == expected
 
 
 def test_split_of_a_file() -> None:

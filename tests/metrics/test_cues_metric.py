@@ -40,6 +40,7 @@ def test_counts_of_cues_and_tags_need_no_truth() -> None:
     assert (int(result["images"]), int(result["tags"]), int(result["measured_images"])) == (3, 3, 0)
     assert result["cues"].tolist() == [4, 2]
     assert result["tags_with_cue"].tolist() == pytest.approx([1, 2 / 3])
+    assert result["class_tags_with_cue"].tolist() == [[1, 1, 1], [1, 0, 1]]
     assert result["tags_with_one_cue"].tolist() == pytest.approx([2 / 3, 2 / 3])
     assert result["images_with_as_many_cues_as_tags"].tolist() == pytest.approx([2 / 3, 2 / 3])
     assert result["cues_per_image_by_tags"][:, :3].tolist() == [[0, 1, 3], [0, 0, 2]]

@@ -20,7 +20,10 @@ def test_figures_by_hand() -> None:
     earlier = torch.tensor([[1, 0, 0, 0], [1, 255, 0, 0]], dtype=torch.uint8)
     figures.update(semantic, tags, image, earlier=earlier, mirror_agreement=0.5)
     figures.update(torch.full((2, 4), 3, dtype=torch.uint8), torch.tensor([False, True, False]), image)
-    found = {name: float(value) for name, value in figures.compute().items()}
+    result = figures.compute()
+    by_class = result.pop("class_tag_recall").tolist()
+    assert by_class[:2] == [1, 0] and math.isnan(by_class[2])
+    found = {name: float(value) for name, value in result.items()}
     assert found["images"] == 2 and found["ignored"] == pytest.approx(1 / 16)
     assert found["tag_recall"] == pytest.approx(1 / 3) and found["tag_precision"] == pytest.approx(1 / 2)
     assert found["agreement_with_earlier"] == pytest.approx(5 / 6) and found["mirror_agreement"] == 0.5

@@ -179,7 +179,7 @@ def test_refuses_what_does_not_fit_together() -> None:
         BestieModel(2, "resnet18")
     with pytest.raises(ValueError, match="decoder must be one of heads, pyramid, panoptic_deeplab; got 'fpn'"):
         BestieModel(2, "hrnet_w18_small", "fpn")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="recipe must be paper or release, got 'mine'"):
+    with pytest.raises(ValueError, match="recipe must be one of paper, release, nearest; got 'mine'"):
         BestieModel(2, "hrnet_w18_small", recipe="mine")  # type: ignore[arg-type]
 
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
+from quick import make_trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -45,21 +46,6 @@ def make_module(**settings: Any) -> BestieModule:
         "optimization": Optimization("adamw", lr=2e-3),
     }
     return BestieModule(5, **{**defaults, **settings})
-
-
-def make_trainer(folder: Path, **settings: Any) -> pl.Trainer:
-    defaults: dict[str, Any] = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "max_steps": 2,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "use_distributed_sampler": False,
-        "default_root_dir": folder,
-    }
-    return pl.Trainer(**{**defaults, **settings})
 
 
 @pytest.fixture
@@ -617,6 +603,24 @@ def test_a_subclass_adds_a_loss(shapes_folder: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, max_steps=1)
     trainer.fit(Smooth(**settings), make_data(shapes_folder))
     assert trainer.global_step == 1
+
+
+def test_a_subclass_that_passes_its_arguments_on_has_a_checkpoint_of_plain_types(
+    shapes_folder: Path, tmp_path: Path
+) -> None:
+    class Passing(BestieModule):
+        def __init__(self, *arguments: Any, factor: float = 1.0, **settings: Any) -> None:
+            super().__init__(*arguments, **settings)
+            self.factor = factor
+
+    small: dict[str, Any] = {"backbone": "mobilenetv3_small_100", "decoder": "pyramid", "backbone_weights": None}
+    small |= {"supervision": "points", "object_scale": 0.25}
+    module = Passing(5, **small, factor=2.0, geometry=Geometry(min_area=200), inference=Inference(scales=(0.5, 1.0)))
+    trainer = make_trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    trainer.fit(module, make_data(shapes_folder))
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    loaded = Passing.load_from_checkpoint(tmp_path / "one.ckpt", weights_only=True)
+    assert loaded.factor == 2.0 and loaded.geometry == module.geometry and loaded.inference.scales == (0.5, 1.0)
 
 
 def test_counts_are_those_of_all_processes(shapes_folder: Path, tmp_path: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
+import quick
 import torch
 
 from bestie_pl.data.files import Packed
@@ -31,18 +32,7 @@ class OneImage(ShapesDataModule):
         return replace(split, names=Packed(split.names[:1]), images=Packed(split.images[:1]), tags=tags)
 
 
-def make_trainer(folder: Path, **settings: Any) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=folder,
-        max_steps=1,
-        **settings,
-    )
+make_trainer = partial(quick.make_trainer, max_steps=1)
 
 
 SMALL: dict[str, Any] = {"backbone": "mobilenetv3_small_100", "backbone_weights": None}

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
+import quick
 import torch
 from pycocotools import mask as codec
 
 from bestie_pl.callbacks.predictions import PredictionWriter
 from bestie_pl.callbacks.scores import ScoreWriter
 from bestie_pl.data.shapes import ShapesDataModule
-from bestie_pl.modules.mask_rcnn import MaskRCNNModule, step_decay
+from bestie_pl.modules.mask_rcnn import MaskRCNNModule
+from bestie_pl.modules.optimization import Optimization, step_decay
 from bestie_pl.structures import Batch, Cues
 
 SMALL: dict[str, Any] = {
@@ -22,9 +24,7 @@ SMALL: dict[str, Any] = {
     "backbone_weights": None,
     "width": 16,
     "anchor_sizes": (16, 32, 48, 64, 96),
-    "optimizer": "adamw",
-    "lr": 3e-3,
-    "warmup_steps": 0,
+    "optimization": Optimization("adamw", lr=3e-3),
     "settings": {
         "min_size": 64,
         "rpn_pre_nms_top_n_train": 50,
@@ -44,20 +44,7 @@ def make_data(root: Path, **settings: Any) -> ShapesDataModule:
     return ShapesDataModule(str(root), **{**sizes, **defaults, **full, **settings})
 
 
-def make_trainer(folder: Path, **settings: Any) -> pl.Trainer:
-    defaults: dict[str, Any] = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "max_steps": 2,
-        "limit_val_batches": 0,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "use_distributed_sampler": False,
-        "default_root_dir": folder,
-    }
-    return pl.Trainer(**{**defaults, **settings})
+make_trainer = partial(quick.make_trainer, limit_val_batches=0)
 
 
 def test_the_instances_of_one_batch_can_be_learnt(shapes_folder: Path) -> None:
@@ -160,15 +147,20 @@ def test_predictions_have_the_size_of_the_file() -> None:
 
 
 def test_the_official_schedule() -> None:
-    factor = step_decay(90_000, 1000)
-    found = [factor(i) for i in (0, 500, 1000, 59_999, 60_000, 80_000, 89_999)]
-    assert found == pytest.approx([0.001, 0.5005, 1, 1, 0.1, 0.01, 0.01])
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule, rates = step_decay(optimizer, 900, 10), []
+    for _ in range(900):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    found = [rates[i] for i in (0, 5, 10, 599, 600, 799, 800, 899)]
+    assert found == pytest.approx([0.001, 0.5005, 1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
 def test_wrong_arguments_are_named(shapes_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="class_names has 1 names for num_classes=2"):
         MaskRCNNModule(2, ["cat"], **SMALL)
-    with pytest.raises(ValueError, match="falls towards the end of training: set trainer.max_steps"):
+    with pytest.raises(ValueError, match="falls towards the training's end: set trainer.max_steps"):
         make_trainer(tmp_path, max_steps=-1, max_epochs=-1).fit(MaskRCNNModule(5, **SMALL), make_data(shapes_folder))
     batch = Batch(torch.rand(1, 3, 64, 64), torch.ones(1, 2).bool(), Cues.empty(), ("a",), ((64, 64),), ((64, 64),))
     with pytest.raises(ValueError, match="a training batch needs labels"):

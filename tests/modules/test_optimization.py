@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import LearningRateFinder
 from pytorch_lightning.plugins import MixedPrecision
+from quick import make_trainer
 from torch import nn
 
 from bestie_pl.data.shapes import ShapesDataModule
@@ -85,19 +86,9 @@ def test_the_learning_rate_finder_sets_the_rate_that_training_uses(shapes_folder
     module = SemanticModule(
         5, backbone="tf_efficientnet_lite0", decoder="pyramid", backbone_weights=None, optimization=optimization
     )
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_steps=5,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=tmp_path,
-        callbacks=[LearningRateFinder(min_lr=1e-5, max_lr=1e-1, num_training_steps=20), (seen := Rates())],
-    )
+    find = LearningRateFinder(min_lr=1e-5, max_lr=1e-1, num_training_steps=20)
+    seen = Rates()
+    trainer = make_trainer(tmp_path, max_steps=5, limit_val_batches=0, callbacks=[find, seen])
     trainer.fit(module, data)
     found = module.lr
     assert found != 1e-4 and module.hparams["optimization"]["lr"] == found

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from quick import make_trainer
 
 from bestie_pl.data.shapes import ShapesDataModule
 from bestie_pl.modules.optimization import Optimization
@@ -57,21 +58,6 @@ def ready_module(**settings: Any) -> PeakAttentionModule:
     module.model(torch.rand(4, 3, 64, 64))
     module.model.network.get_parameter("classifier.weight").data.abs_()
     return module.eval()
-
-
-def make_trainer(folder: Path, **settings: Any) -> pl.Trainer:
-    defaults: dict[str, Any] = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "max_steps": 2,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "use_distributed_sampler": False,
-        "default_root_dir": folder,
-    }
-    return pl.Trainer(**{**defaults, **settings})
 
 
 def make_batch(*sizes: tuple[int, int], originals: tuple[tuple[int, int], ...] | None = None) -> Batch:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
+import quick
 import torch
 from torch.nn import functional as F
 
@@ -26,20 +27,7 @@ def make_data(root: Path, **settings: Any) -> ShapesDataModule:
     return ShapesDataModule(str(root), **{**sizes, **defaults, **settings})
 
 
-def make_trainer(folder: Path, **settings: Any) -> pl.Trainer:
-    defaults: dict[str, Any] = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "max_steps": 2,
-        "limit_val_batches": 0,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "use_distributed_sampler": False,
-        "default_root_dir": folder,
-    }
-    return pl.Trainer(**{**defaults, **settings})
+make_trainer = partial(quick.make_trainer, limit_val_batches=0)
 
 
 def batch_of(images: torch.Tensor, sizes: tuple[tuple[int, int], ...], tags: torch.Tensor | None = None) -> Batch:

@@ -9,6 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import timm
 import torch
+from quick import make_trainer
 from torch import Tensor
 
 from bestie_pl.data.shapes import ShapesDataModule
@@ -24,19 +25,7 @@ def start(module: BestieModule, root: Path, folder: Path) -> None:
     data = ShapesDataModule(
         str(root), train_images=16, val_images=5, test_images=5, image_size=64, crop_size=64, num_workers=0
     )
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_steps=1,
-        limit_train_batches=0,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-    )
-    trainer.fit(module, data)
+    make_trainer(folder, limit_train_batches=0, limit_val_batches=0).fit(module, data)
 
 
 def copy_of(module: BestieModule) -> dict[str, Tensor]:

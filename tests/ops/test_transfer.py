@@ -15,8 +15,8 @@ from scipy import ndimage
 
 from bestie_pl.ops.components import label_components, tagged_classes
 from bestie_pl.ops.heatmaps import center_heatmap, offset_field, weight_map
-from bestie_pl.ops.transfer import instances_from_map, transfer
-from bestie_pl.recipe import PAPER, RELEASE, RULES, Recipe
+from bestie_pl.ops.transfer import instances_from_map, split_by_cues, transfer
+from bestie_pl.recipe import NEAREST, PAPER, RELEASE, RULES, Recipe
 from bestie_pl.structures import Cues, Geometry, LabeledInstances
 
 pytestmark = pytest.mark.usefixtures("way")
@@ -220,3 +220,48 @@ def test_true_instances(drawn: np.ndarray) -> None:
     assert labels.ids.dtype == torch.int32
     assert labels.peaks.scores.tolist() == labels.weight.tolist()
     torch.testing.assert_close(labels.peaks.yx, labels.center_yx)
+
+
+def test_the_nearest_cue_of_a_crowded_component_takes_each_pixel() -> None:
+    """Two components of one class: the first holds two cues, the second one; a third cue lies beside both."""
+    semantic = torch.tensor([[[1, 1, 1, 1, 1, 1, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1, 0, 1, 1, 1]]])
+    cues = make_cues([(0, 0, 0, 0), (0, 1, 5, 0), (0, 0, 8, 0), (0, 0, 6, 0)], [0.9, 0.6, 0.8, 0.7])
+    components = label_components(semantic)
+    plain = transfer(components, cues, supervision="tags", rules=PAPER, geometry=TINY)
+    labels = transfer(components, cues, supervision="tags", rules=NEAREST, geometry=TINY)
+    assert plain.ids[0, 0].tolist() == [0, 0, 0, 0, 0, 0, 0, 2, 2, 2]
+    number = labels.ids[0, 0].tolist()
+    assert number[:3] == [number[0]] * 3 and number[3:6] == [number[5]] * 3 and number[7:] == [2, 2, 2]
+    assert labels.center_yx[number[0]].tolist() == [0, 0] and labels.center_yx[number[5]].tolist() == [1, 5]
+    assert labels.weight[[number[0], number[5], 2]].tolist() == pytest.approx([0.9, 0.6, 1.0])
+    assert labels.area[[number[0], number[5], 2]].tolist() == [6, 6, 6]
+    of_points = transfer(components, cues, supervision="points", rules=NEAREST, geometry=TINY)
+    assert set(of_points.weight[of_points.area > 0].tolist()) == {1.0}
+    drawn = of_points.peaks.scores > 0
+    assert sorted(of_points.peaks.yx[drawn].tolist()) == sorted(cues.yx.tolist())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hnp.arrays(np.uint8, (2, 9, 11), elements=st.integers(0, 2)),
+    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 8), st.integers(0, 10), st.integers(0, 1)), max_size=12),
+)
+def test_splitting_equals_a_plain_reference(classes: np.ndarray, rows: list[tuple[int, float, float, int]]) -> None:
+    components = label_components(torch.from_numpy(classes))
+    cues = make_cues(rows)
+    parts = split_by_cues(components, cues)
+    table = components.labels.numpy()
+    for image, y, x in np.ndindex(table.shape):
+        own = table[image, y, x]
+        inside = [
+            (float(np.hypot(cy - y, cx - x)), number)
+            for number, (i, cy, cx, c) in enumerate(rows)
+            if own and i == image and table[i, cy, cx] == own and c == components.classes[own]
+        ]
+        row = int(parts.ids[image, y, x])
+        assert (row > 0) == bool(inside)
+        if inside:
+            nearest = rows[min(inside)[1]]
+            assert parts.center_yx[row].tolist() == [nearest[1], nearest[2]]
+            assert (int(parts.image[row]), int(parts.classes[row])) == (image, nearest[3])
+    assert parts.area.tolist() == [0, *(int((parts.ids == row).sum()) for row in range(1, len(parts.area)))]

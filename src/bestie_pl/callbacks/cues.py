@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from bestie_pl.callbacks import verdicts
 from bestie_pl.callbacks.provenance import weights_of
 from bestie_pl.callbacks.resume import ResumableWriter, below_root, images_of
 from bestie_pl.callbacks.run_folder import publish, run_folder
@@ -20,6 +21,7 @@ from bestie_pl.data.files import write_json, write_text
 from bestie_pl.data.formats.cues import format_cues, read_cues
 from bestie_pl.metrics.cues import CueQuality
 from bestie_pl.modules.peak_attention import PeakAttentionModule
+from bestie_pl.ops.cues import CUE_THRESHOLD
 from bestie_pl.structures import Batch, Instances
 
 SETTINGS = (
@@ -127,7 +129,9 @@ class CueWriter(ResumableWriter):
             {"threshold": threshold, **{name: column[row] for name, column in columns.items()}}
             for row, threshold in enumerate(self.quality.thresholds)
         ]
+        verdict = self._verdict(trainer, module.class_names, rows, numbers["tags"])
         content = {
+            "verdict": verdict,
             "folder": str(self.folder(trainer)),
             **weights_of(trainer, module),
             "settings": {name: module.hparams[name] for name in SETTINGS},
@@ -138,6 +142,14 @@ class CueWriter(ResumableWriter):
         write_json(run_folder(trainer) / "cue_report.json", content)
         publish(trainer, "cue_report.json")
         rank_zero_info(f"Cues in {self.folder(trainer)}: {rows[0]['cues']} in {numbers['images']} images.")
+        tell = rank_zero_info if verdict.startswith(verdicts.GOOD) else rank_zero_warn
+        tell(f"Cues: {verdict}.")
+
+    def _verdict(self, trainer: pl.Trainer, names: Sequence[str], rows: Sequence[dict[str, Any]], tags: int) -> str:
+        """By the threshold that the data's training uses, or the nearest one of the report."""
+        used = getattr(getattr(trainer, "datamodule", None), "cue_threshold", CUE_THRESHOLD)
+        row = min(rows, key=lambda row: abs(float(row["threshold"]) - used))
+        return verdicts.of_cues(names, row["class_tags_with_cue"], row["cues"] / max(1, tags), row["threshold"])
 
 
 def _plain(value: Tensor) -> Any:

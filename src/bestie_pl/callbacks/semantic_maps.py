@@ -14,6 +14,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
 
+from bestie_pl.callbacks import verdicts
 from bestie_pl.callbacks.provenance import weights_of
 from bestie_pl.callbacks.resume import ResumableWriter, below_root, images_of
 from bestie_pl.callbacks.run_folder import publish, run_folder
@@ -216,15 +217,19 @@ class SemanticMapWriter(ResumableWriter):
         figures, iou = results
         if not trainer.is_global_zero:
             return
+        by_class = [_number(share) for share in figures.pop("class_tag_recall")]
         values = {name: _number(value) for name, value in figures.items()}
+        verdict = verdicts.of_maps(self.names, by_class, values)
         settings = {name: getattr(pl_module, name) for name in SETTINGS if hasattr(pl_module, name)}
         if isinstance(pl_module, MakesActivations):
             settings |= self.settings()
         content: dict[str, Any] = {
+            "verdict": verdict,
             "folder": str(self.folder(trainer)),
             **weights_of(trainer, pl_module),
             "settings": settings,
             "figures": values,
+            "class_tag_recall": dict(zip(self.names, by_class, strict=True)),
             "environment": environment(),
         }
         if values["images"] and not iou["miou"].isnan():
@@ -238,8 +243,8 @@ class SemanticMapWriter(ResumableWriter):
             f"Semantic maps in {self.folder(trainer)}: "
             + ", ".join(f"{name} {value:.4g}" for name, value in found.items() if value is not None)
         )
-        if int(self.figures.tagged.sum()) == 0:
-            rank_zero_warn("No image has a tag, so the maps are empty or uncleaned: give the images' tags.")
+        tell = rank_zero_info if verdict.startswith(verdicts.GOOD) else rank_zero_warn
+        tell(f"Maps: {verdict}.")
 
 
 def _number(value: Tensor) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 import warnings
 from contextlib import suppress
@@ -31,6 +32,7 @@ from bestie_pl.callbacks.pictures import PictureWriter
 from bestie_pl.callbacks.predictions import PredictionWriter
 from bestie_pl.callbacks.run_folder import RunFolder, run_folder
 from bestie_pl.callbacks.scores import ScoreWriter, environment
+from bestie_pl.callbacks.screen import Screen
 from bestie_pl.callbacks.semantic_maps import SemanticMapWriter
 from bestie_pl.cli.messages import in_a_sentence
 
@@ -174,6 +176,10 @@ class BestieCLI(LightningCLI):
             callbacks.insert(0, self.run)
             if config.get("logger") in (None, True):
                 kwargs["logger"] = CSVLogger(root, name=LOGS, version=run_number(self.run.folder))
+        if config.get("enable_model_summary") is None:
+            kwargs["enable_model_summary"] = False  # one line of Screen says it
+        if config.get("enable_progress_bar") is None and not sys.stdout.isatty():
+            kwargs["enable_progress_bar"] = False  # a file would hold every state of it
         if config.get("enable_checkpointing") is not False:
             _add_default(callbacks, NewestState())
         for callback in callbacks:
@@ -181,7 +187,7 @@ class BestieCLI(LightningCLI):
                 callback.dirpath = str(self.run.folder / CHECKPOINTS)
         for default in (
             *(Interruption(), StopAtNonFinite(), TrainingMonitor(), ScoreWriter(), PictureWriter()),
-            *(PredictionWriter(), SemanticMapWriter(), CueWriter()),
+            *(PredictionWriter(), SemanticMapWriter(), CueWriter(), Screen()),
         ):
             _add_default(callbacks, default)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -308,9 +314,14 @@ def _add_default(callbacks: list[pl.Callback], default: pl.Callback) -> None:
         callbacks.append(default)
 
 
+NOT_WORTH_SAYING = re.compile(
+    r"💡 Tip|(GPU|TPU|HPU) available: False|LOCAL_RANK: \d+ - CUDA_VISIBLE_DEVICES|Seed set to|Restoring states from"
+)
+"""Of Lightning's messages: advertisements, devices that are absent, and what the run's configuration says anyway."""
+
+
 def _worth_saying(record: logging.LogRecord) -> bool:
-    """Leave out Lightning's advertisements."""
-    return "💡 Tip" not in record.getMessage()
+    return NOT_WORTH_SAYING.search(record.getMessage()) is None
 
 
 def data_parser(command: str, purpose: str) -> BestieParser:
@@ -339,7 +350,11 @@ def run(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*|.*args parameter is intended.*")
     warnings.filterwarnings("ignore", message=r".*smaller than the logging interval.*")
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_worth_saying)
+    # scores are exchanged by the metrics themselves
+    warnings.filterwarnings("ignore", message=r".*self\.log\('(val|test).*sync_dist=True.*")
+    for package in ("pytorch_lightning", "lightning_fabric"):
+        for module in ("rank_zero", "seed"):
+            logging.getLogger(f"{package}.utilities.{module}").addFilter(_worth_saying)
     torch.set_float32_matmul_precision("high")
     if _is_first():
         os.environ.pop(FOLDER_VARIABLE, None)

@@ -9,6 +9,7 @@ from functools import partial
 from importlib import import_module
 
 from bestie_pl import __version__
+from bestie_pl.cli.help import brief_help
 from bestie_pl.errors import UserError, expected_one_of
 
 VERBS = {
@@ -78,6 +79,11 @@ def main(args: list[str] | None = None) -> int:
         return 0
     if not first.startswith("-") and first not in VERBS | COMMANDS:
         return _fail(f"unknown command {first!r}; {expected_one_of(first, VERBS | COMMANDS)}")
+    if first in VERBS and given[-1] in ("-h", "--help"):
+        print(brief_help(first, VERBS[first]))
+        return 0
+    if first in VERBS and given[1:] == ["--help", "all"]:
+        args = [first, "--help"]
     run = partial(_run_command, first, given[1:]) if first in COMMANDS else partial(_run, args)
     if os.environ.get("BESTIE_DEBUG") == "1":
         return run()

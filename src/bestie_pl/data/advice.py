@@ -22,6 +22,8 @@ VOC_DIAMETERS = (50.0, 400.0)
 TYPICAL = math.sqrt(VOC_DIAMETERS[0] * VOC_DIAMETERS[1])
 FAR_OFF = 3.0
 """An ``object_scale`` this many times too large or too small is worth a word."""
+LEAST_TAGGED = 20
+"""Images of a class from which a classifier may learn to find it; the photographs of animals have some 70."""
 LEAST_CROP = 0.75
 """Share of the images' shorter side that a crop should have where only tags say what is in it."""
 
@@ -91,6 +93,14 @@ def _of_tags(facts: TrainingFacts) -> Iterator[Advice]:
             "no negatives",
             f"all {images} images have {', '.join(named)}: a classifier cannot tell that from background; add images "
             "without",
+        )
+    counts = dict(zip(facts.class_names, facts.tags.sum(0).tolist(), strict=True))
+    if facts.classifies and (few := {name: count for name, count in counts.items() if 0 < count < LEAST_TAGGED}):
+        listed = ", ".join(f"{name} {count}" for name, count in few.items())
+        yield Advice(
+            "few images of a class",
+            f"{listed:.300}: from tags alone a classifier has to find the objects itself, which takes some dozens of "
+            "images a class; add images, or set a point on each object (`bestie-pl points --help`)",
         )
 
 

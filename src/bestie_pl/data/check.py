@@ -25,6 +25,7 @@ from bestie_pl.data.formats.cues import cue_lines, cues_of_rows, parse_cue
 from bestie_pl.data.formats.images import check_size, open_image, remarks
 from bestie_pl.data.formats.maps import SEMANTIC_MAP, check_classes, read_label_map
 from bestie_pl.data.samples import EvaluationSamples, Split, TrainingSamples
+from bestie_pl.data.shards import is_file, read_bytes
 from bestie_pl.errors import UserError
 from bestie_pl.ops.components import label_components, tagged_classes
 from bestie_pl.ops.transfer import component_of
@@ -141,9 +142,9 @@ class CheckedImages(Dataset[ImageFacts]):
             facts.warn("image that is read with a warning", f"{path}: {message}")
         with facts.reading("unreadable image"):
             path = as_it_looks(path)
-            if not path.is_file():
+            if not is_file(path):
                 return
-            content = path.read_bytes()
+            content = read_bytes(path)
             facts.fingerprint = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
             # decoders take a JPEG's missing end for grey
             body = content.rstrip(b"\0")
@@ -167,7 +168,7 @@ class CheckedImages(Dataset[ImageFacts]):
             with facts.reading("unreadable cues"):
                 path = as_it_looks(below(split.cues_dir, f"{facts.name}.txt"))
                 # evaluation reads cues where there are any
-                if training is not None or path.is_file():
+                if training is not None or is_file(path):
                     cues, facts.cues_path = _lines_of(path, facts, len(self.class_names)), str(path)
         if cues is None:
             return None

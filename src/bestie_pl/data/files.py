@@ -138,8 +138,10 @@ def is_hidden(path: Path, folder: Path) -> bool:
 
 
 def require_folder(path: Path, holds: str) -> Path:
-    """The path, if it is a folder; else FileNotFoundError. ``holds`` says what is expected in it, and the remedy."""
-    if not path.is_dir():
+    """The path, if it is a folder or stands for shards; else FileNotFoundError. ``holds``: what is expected in it."""
+    from bestie_pl.data import shards  # which is made of what is here
+
+    if not path.is_dir() and shards.open_shards(path) is None:
         what = "is no folder" if path.exists() else "no such folder"
         raise FileNotFoundError(f"{what}: {path}; expected {holds}")
     return path
@@ -147,11 +149,13 @@ def require_folder(path: Path, holds: str) -> Path:
 
 def read_text(path: Path, holds: str) -> str:
     """Content of a UTF-8 file, byte order mark left out. ``holds`` says what is expected in it, and the remedy."""
+    from bestie_pl.data import shards  # which is made of what is here
+
     path = as_it_looks(path)
-    if not path.is_file():
+    if not shards.is_file(path):
         raise FileNotFoundError(f"no such file: {path}; expected {holds}")
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return StringIO(shards.read_bytes(path).decode("utf-8-sig"), newline=None).read()
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is no UTF-8 text ({error}); expected {holds}") from error
 

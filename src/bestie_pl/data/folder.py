@@ -22,6 +22,7 @@ from bestie_pl.data.formats.tags import read_tags
 from bestie_pl.data.formats.truth import COCOTruth
 from bestie_pl.data.module import InstanceDataModule, Stage
 from bestie_pl.data.samples import Split
+from bestie_pl.data.shards import is_file, open_shards
 from bestie_pl.errors import UserError, expected_one_of
 from bestie_pl.structures import Cues
 
@@ -61,7 +62,8 @@ class FolderDataModule(InstanceDataModule):
 
     Args:
         root: Folder that the paths below start from.
-        images: Folder of the images: JPEG, PNG, TIFF, BMP or WebP.
+        images: Folder of the images: JPEG, PNG, TIFF, BMP or WebP; or tar files, ``shards/*.tar``, whose labels are
+            ``shards/*.tar/semantic_maps`` and the like (``bestie_pl.data.shards``).
         tags: File of the tags.
         class_names: Names of the classes in the order of their numbers.
         ignored_columns: Columns of ``tags`` that are neither class nor split.
@@ -307,12 +309,12 @@ class TextPoints:
 
     def pointed(self) -> list[bool]:
         """Whether each image has a file."""
-        return [self._file(name).is_file() for name in self.names]
+        return [is_file(self._file(name)) for name in self.names]
 
     def __call__(self, index: int, size: tuple[int, int]) -> Cues | None:
         """See ``PointReader``."""
         path = self._file(self.names[index])
-        return read_cues(path, size, self.num_classes) if path.is_file() else None
+        return read_cues(path, size, self.num_classes) if is_file(path) else None
 
     def _file(self, name: str) -> Path:
         return as_it_looks(below(self.folder, f"{name}.txt"))
@@ -324,6 +326,9 @@ def _has_suffix(file: str) -> bool:
 
 def _images_below(folder: Path) -> Iterator[tuple[str, str]]:
     """Name and file, relative to ``folder``, of each image in it and its subfolders; hidden ones are none."""
+    if (index := open_shards(folder)) is not None:
+        yield from ((image_name(file), file) for file in index.names if _has_suffix(file))
+        return
     for where, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         below_it = os.path.relpath(where, folder)

@@ -19,6 +19,7 @@ from bestie_pl.data.formats.images import load_image
 from bestie_pl.data.formats.predictions import REMEDY, read_predictions
 from bestie_pl.data.formats.truth import COCOTruth, paint_instances
 from bestie_pl.data.samples import IdMap, LabelReader
+from bestie_pl.data.shards import opened_file
 from bestie_pl.ops.masks import encode
 from bestie_pl.structures import Cues
 
@@ -93,7 +94,7 @@ def image_size(path: Path) -> tuple[int, int]:
         ValueError: Not an image.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(opened_file(path)) as image:
             turned = image.getexif().get(ORIENTATION, 1) >= 5
             return (image.width, image.height) if turned else (image.height, image.width)
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):

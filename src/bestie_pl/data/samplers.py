@@ -14,6 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import BatchSampler, DistributedSampler
 
+from bestie_pl.data.shards import opened_file
+
 
 def run_seed() -> int:
     """The seed that ``seed_everything`` left, the same in all processes; 0 without it."""
@@ -182,7 +184,7 @@ class EvaluationBatches(BatchSampler):
 def image_size(path: Path) -> tuple[int, int]:
     """(H, W) as the head of a file says, or (1, 1): what is wrong with it is said where it is read."""
     try:
-        with Image.open(path) as image:
+        with Image.open(opened_file(path)) as image:
             return image.height, image.width
     except Exception:  # Pillow raises whatever it meets
         return 1, 1

@@ -23,6 +23,7 @@ from bestie_pl.data.formats.cues import read_cues
 from bestie_pl.data.formats.images import open_image
 from bestie_pl.data.formats.maps import read_semantic
 from bestie_pl.data.formats.truth import TruthReader, paint_instances
+from bestie_pl.data.shards import is_file
 from bestie_pl.data.unreadable import Unreadable
 from bestie_pl.ops.transfer import instances_from_map
 from bestie_pl.structures import IGNORE, Batch, Cues, Instances, LabeledInstances
@@ -241,7 +242,7 @@ class EvaluationSamples(Dataset[Sample]):
         elif truth is not None:
             tags[truth.instances.classes] = True
         cues = split.points(index, size) if split.points is not None else None
-        if split.cues_dir is not None and (path := as_it_looks(below(split.cues_dir, f"{name}.txt"))).is_file():
+        if split.cues_dir is not None and is_file(path := as_it_looks(below(split.cues_dir, f"{name}.txt"))):
             cues = read_cues(path, size, self.num_classes)
         sample = Sample(
             name,

@@ -15,14 +15,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from bestie_pl.data.annotation_tools.readers import READERS
-from bestie_pl.data.files import require_folder
+from bestie_pl.data.files import is_hidden, require_folder
 from bestie_pl.data.formats.images import IMAGE_SUFFIXES, find_image, open_image
 from bestie_pl.data.formats.maps import read_semantic
 from bestie_pl.data.formats.points import PointSet, image_name, read_points
 from bestie_pl.data.formats.tags import TagTable, read_tags
 from bestie_pl.data.samples import to_tensor
 from bestie_pl.ops.growing import grow_semantic
+from bestie_pl.progress import progress
 from bestie_pl.structures import IGNORE, Cues, Geometry
 
 MAP_FOLDERS = ("semantic_maps", "semantic", "Retrained_maps", "Grown_maps", "CAM_maps")
@@ -65,6 +65,7 @@ class Survey:
         annotations: Ground truth below ``root``, with ``{split}``; None where there is none.
         tags_differ: Whether some training images have other tags than others, so that a classifier can learn them.
         diameter: Of a disc with the median object's area, in pixels; None without points.
+        unlisted: Images that the file of tags does not name.
     """
 
     root: Path
@@ -77,21 +78,24 @@ class Survey:
     annotations: str | None
     tags_differ: bool
     diameter: float | None
+    unlisted: int = 0
 
 
 def annotation_source(path: Path) -> str | None:
     """Which program wrote an annotation file, a key of ``READERS``; None if it is none that is known.
 
     Tells files by their beginning: LabelMe's have ``shapes``, COCO's images with ``file_name``, Label Studio's are
-    lists of tasks, VIA's have ``_via_`` fields or regions, CVAT's are XML.
+    lists of tasks, VIA's have ``_via_`` fields or regions and may be CSV, CVAT's are XML.
     """
     suffix = path.suffix.lower()
-    if suffix not in (".json", ".xml"):
+    if suffix not in (".json", ".xml", ".csv"):
         return None
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         head = file.read(HEAD)
     if suffix == ".xml":
         found = "cvat" if "<annotations>" in head and "<image " in head else None
+    elif suffix == ".csv":
+        found = "via" if re.match(r"#?\s*filename,file_size,file_attributes,region_count,", head) else None
     elif '"_via_' in head or '"shape_attributes"' in head:
         found = "via"
     elif re.search(r'"shapes"\s*:\s*\[', head):
@@ -102,7 +106,7 @@ def annotation_source(path: Path) -> str | None:
         found = "labelstudio"
     else:
         found = None
-    return found if found in READERS else None
+    return found
 
 
 def annotation_files(folder: Path) -> dict[str, list[Path]]:
@@ -156,6 +160,7 @@ def survey(root: Path) -> Survey:
         annotations=_annotations(root, [s for s in (val, test) if s is not None]),
         tags_differ=bool((tags != tags[0]).any()),
         diameter=diameter,
+        unlisted=max(0, _count_images(images) - len(table.files)),
     )
 
 
@@ -215,7 +220,7 @@ def _splits(root: Path, table: TagTable) -> tuple[str, str | None, str | None]:
     if "train" not in known:
         listed = f"; there are {', '.join(table.splits)}" if table.splits else ""
         raise ValueError(
-            f"{table.path}: no split `train`{listed}; add a column `split` that says train for these images"
+            f"{table.path}: no split `train`{listed}; add a column `split` that says train for the images to learn from"
         )
     first = [next((known[name] for name in names if name in known), None) for names in (VAL_NAMES, TEST_NAMES)]
     return known["train"], first[0], first[1]
@@ -226,6 +231,11 @@ def _rows(root: Path, table: TagTable, split: str) -> Tensor:
         return (table.split == table.splits.index(split)).nonzero()[:, 0]
     listed = {image_name(line.strip()) for line in (root / split).read_text().splitlines() if line.strip()}
     return torch.tensor([row for row, file in enumerate(table.files) if image_name(file) in listed], dtype=torch.int64)
+
+
+def _count_images(folder: Path) -> int:
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sum(not is_hidden(path, folder) for path in found)
 
 
 def _path(folder: Path, file: str) -> Path:
@@ -254,7 +264,7 @@ def _diameter(points: PointSet, images: dict[str, Path], maps: Path | None) -> f
     """Of a disc that has the median area of the images' objects: the pixels of a class over its points."""
     row_of = {image_name(file): row for row, file in enumerate(points.files)}
     found: list[float] = []
-    for name, path in images.items():
+    for name, path in progress(images.items(), "sizes of objects"):
         if (row := row_of.get(name)) is not None:
             rows = points.rows(row)
             yx, classes = points.yx[rows], points.classes[rows].long()

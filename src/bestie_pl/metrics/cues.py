@@ -34,6 +34,7 @@ class CueQuality(Metric):
     instances: Tensor
     images_by_tags: Tensor
     cues_by_tags: Tensor
+    tagged: Tensor
     tags_with_cue: Tensor
     tags_with_one_cue: Tensor
     images_with_as_many: Tensor
@@ -50,7 +51,9 @@ class CueQuality(Metric):
             self.add_state(name, torch.zeros((), dtype=torch.int64), "sum")
         self.add_state("images_by_tags", torch.zeros(num_classes + 1, dtype=torch.int64), "sum")
         self.add_state("cues_by_tags", torch.zeros(count, num_classes + 1, dtype=torch.int64), "sum")
-        for name in ("tags_with_cue", "tags_with_one_cue", "images_with_as_many", "judged", "right"):
+        self.add_state("tagged", torch.zeros(num_classes, dtype=torch.int64), "sum")
+        self.add_state("tags_with_cue", torch.zeros(count, num_classes, dtype=torch.int64), "sum")
+        for name in ("tags_with_one_cue", "images_with_as_many", "judged", "right"):
             self.add_state(name, torch.zeros(count, dtype=torch.int64), "sum")
         for name in ("found", "found_once"):
             self.add_state(name, torch.zeros(count, dtype=torch.int64), "sum")
@@ -70,7 +73,8 @@ class CueQuality(Metric):
         self.images += 1
         self.images_by_tags[number] += 1
         self.cues_by_tags[:, number] += count
-        self.tags_with_cue += (per_class[:, tags] > 0).sum(1)
+        self.tagged += tags
+        self.tags_with_cue += (per_class > 0) & tags
         self.tags_with_one_cue += (per_class[:, tags] == 1).sum(1)
         self.images_with_as_many += count == number
         if instances is None:
@@ -94,9 +98,9 @@ class CueQuality(Metric):
 
         ``images``, ``tags``, ``measured_images`` and ``instances`` are scalars. A row a threshold have ``cues``;
         ``cues_per_image``; ``cues_per_image_by_tags`` (T, C + 1), among images of 0, 1, ... tags; ``tags_with_cue`` and
-        ``tags_with_one_cue``, shares of all tags; ``images_with_as_many_cues_as_tags``, share of images; ``precision``,
-        share of right cues; ``recall`` and ``instances_with_one_cue``, shares of true instances. NaN where there is
-        nothing to take a share of.
+        ``tags_with_one_cue``, shares of all tags; ``class_tags_with_cue`` (T, C), shares of a class's tags;
+        ``images_with_as_many_cues_as_tags``, share of images; ``precision``, share of right cues; ``recall`` and
+        ``instances_with_one_cue``, shares of true instances. NaN where there is nothing to take a share of.
         """
         tags = (self.images_by_tags * torch.arange(len(self.images_by_tags), device=self.images.device)).sum()
         cues = self.cues_by_tags.sum(1)
@@ -108,7 +112,8 @@ class CueQuality(Metric):
             "cues": cues,
             "cues_per_image": cues / self.images,
             "cues_per_image_by_tags": self.cues_by_tags / self.images_by_tags,
-            "tags_with_cue": self.tags_with_cue / tags,
+            "tags_with_cue": self.tags_with_cue.sum(1) / tags,
+            "class_tags_with_cue": self.tags_with_cue / self.tagged,
             "tags_with_one_cue": self.tags_with_one_cue / tags,
             "images_with_as_many_cues_as_tags": self.images_with_as_many / self.images,
             "precision": self.right / self.judged,

@@ -84,12 +84,13 @@ class SemanticMapFigures(Metric):
         self.counts = self.counts + ~values.isnan()
 
     def compute(self) -> dict[str, Tensor]:
-        """Scalars, NaN where nothing could be measured.
+        """Scalars, but for the last one, NaN where nothing could be measured.
 
         ``images``; ``ignored``: share of pixels that are 255; ``tag_recall``: share of the images' tags whose class
         owns pixels; ``tag_precision``: share of the classes found in an image that it is tagged with;
         ``edge_alignment``: see ``ops.semantic``, mean over images; ``agreement_with_earlier``: share of equal pixels,
-        where both maps decide, mean over images; ``mirror_agreement``: mean over images.
+        where both maps decide, mean over images; ``mirror_agreement``: mean over images;
+        ``class_tag_recall``: (num_classes,), ``tag_recall`` of each class.
         """
         common = self.both.diag().sum()
         edges, earlier, mirror = self.sums / self.counts
@@ -101,6 +102,7 @@ class SemanticMapFigures(Metric):
             "edge_alignment": edges,
             "agreement_with_earlier": earlier,
             "mirror_agreement": mirror,
+            "class_tag_recall": self.both.diag() / self.tagged,
         }
 
     def misplaced(self) -> list[tuple[int, int]]:

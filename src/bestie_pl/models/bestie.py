@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from bestie_pl.models import backbone as backbones
 from bestie_pl.models.decoder import RELEASE_STD, Decoder, HeadsDecoder, PanopticDeepLabDecoder, PyramidDecoder
 from bestie_pl.ops.enlargement import Enlargement
-from bestie_pl.recipe import Recipe
+from bestie_pl.recipe import RULES, Recipe
 from bestie_pl.structures import InstanceMaps
 
 STRIDE = 4
@@ -91,8 +91,8 @@ class BestieModel(nn.Module):
             raise ValueError(f"num_classes must be at least 1 (background is not counted), got {num_classes}")
         if decoder not in DECODERS:
             raise ValueError(f"decoder must be one of {', '.join(DECODERS)}; got {decoder!r}")
-        if recipe not in ("paper", "release"):
-            raise ValueError(f"recipe must be paper or release, got {recipe!r}")
+        if recipe not in RULES:
+            raise ValueError(f"recipe must be one of {', '.join(RULES)}; got {recipe!r}")
         if decoder == "heads" and not backbone.startswith("hrnet"):
             raise ValueError(
                 f"decoder 'heads' reads stride 4 only, where {backbone!r} has passed its first layers and no more; "

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
@@ -43,12 +44,43 @@ class _Core(nn.Module):
         super().__init__()
         # a copy in the usual memory format: to follow strides of unknown sizes takes minutes otherwise
         self.network = deepcopy(model.network).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        fix_padding(self.network)
         self.register_buffer("mean", model.mean.clone())
         self.register_buffer("std", model.std.clone())
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         # a plain tuple: whoever reads the file does not know our classes
         return tuple(self.network((images - self.mean) / self.std))
+
+
+def fix_padding(network: nn.Module) -> None:
+    """Give TensorFlow's "same" convolutions a constant padding.
+
+    timm computes it from the size of each input, which no file format can hold where sizes are unknown. Of sides that
+    the stride divides, and 32 divides those of the images, it is the same for all: what the kernel is longer than the
+    stride, the larger half at the end. Changes ``network``.
+    """
+    for parent in list(network.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, Conv2dSame):
+                reach = [d * (k - 1) + 1 for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
+                rows, columns = (max(0, r - s) for r, s in zip(reach, layer.stride, strict=True))
+                sides = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
+                setattr(parent, name, nn.Sequential(nn.ZeroPad2d(sides), _without_padding(layer)))
+
+
+def _without_padding(layer: nn.Conv2d) -> nn.Conv2d:
+    plain = nn.Conv2d(
+        layer.in_channels,
+        layer.out_channels,
+        (layer.kernel_size[0], layer.kernel_size[1]),
+        (layer.stride[0], layer.stride[1]),
+        dilation=(layer.dilation[0], layer.dilation[1]),
+        groups=layer.groups,
+        bias=layer.bias is not None,
+    )
+    plain.weight, plain.bias = layer.weight, layer.bias
+    return plain
 
 
 def follow(model: BestieModel) -> ExportedProgram:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, is_dataclass, replace
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import pytorch_lightning as pl
@@ -157,6 +157,12 @@ class NetworkModule(pl.LightningModule):
         """Two groups of parameters, backbone and head, that follow one schedule at their own rates."""
         heads = [parameter for parameter in self.network.head_parameters() if parameter.requires_grad]
         return configure(self, self.network.backbone_parameters(), heads, self.optimization)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep plain types only: ``__init__`` of a subclass may have got groups of settings as they are."""
+        settings = checkpoint.get("hyper_parameters", {})
+        groups = {name: plain(value) for name, value in settings.items() if is_dataclass(value)}
+        checkpoint["hyper_parameters"] = settings | groups
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another network with one clear message."""

@@ -237,6 +237,9 @@ class BestieModule(NetworkModule):
         )
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({f"train/{name}": term for name, term in terms.items()})
+        if refined is not None:
+            count, weight = refined.count_and_weight()
+            self.log_dict({"labels/refined": count, "weight/refined": weight})
         if batch.truth is not None:
             self.pseudo_quality.update(batch.pseudo, batch.truth, batch.measured)
             if refined is not None:

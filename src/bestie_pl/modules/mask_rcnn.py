@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
 from bestie_pl.metrics.coco import COCOInstanceAP
 from bestie_pl.metrics.voc import VOCInstanceAP
 from bestie_pl.models.mask_rcnn import ANCHOR_SIZES, BUILDERS, WIDTH, MaskRCNNModel
-from bestie_pl.modules.base import anywhere, names_of
+from bestie_pl.modules.base import NetworkModule, anywhere, plain, settings_of
 from bestie_pl.modules.bestie import LEGEND
-from bestie_pl.modules.weights import refuse_other_classes, refuse_other_network
+from bestie_pl.modules.optimization import Optimization, configure_detector
 from bestie_pl.ops.detection import detection_targets, to_instances
 from bestie_pl.structures import Batch, Instances, Supervision
 
-WARMUP_START = 0.001
-"""Factor of the learning rate in the first step of a warm-up. Source: Detectron2's and torchvision's schedules."""
 
-DROPS = (2 / 3, 8 / 9)
-"""Shares of the training after which the learning rate falls to a tenth: 60,000 and 80,000 of the official 90,000."""
-
-NETWORK = ("num_classes", "backbone", "width", "anchor_sizes")
-"""The settings that decide which tensors the network has, and what its boxes mean."""
-
-
-class MaskRCNNModule(pl.LightningModule):
+class MaskRCNNModule(NetworkModule):
     """Mask R-CNN trained on the labels of the batch: true instances, or the predictions of a first stage.
 
     The paper's best rows are such a second stage (marked with a dagger in its tables), trained on what BESTIE predicts
@@ -51,13 +40,12 @@ class MaskRCNNModule(pl.LightningModule):
         init_from: File of a whole Mask R-CNN, torchvision's or a checkpoint of this module with as many classes, to
             start from in place of ``backbone_weights``.
         supervision: What the labels rest on, for the files of scores. The command line takes it from the data.
-        optimizer: ``sgd`` with momentum 0.9, as in the official schedule, or ``adamw``.
-        lr: Learning rate at its highest; 0.02 for 16 images a step in the official schedule.
-        backbone_lr_factor: Learning rate of the backbone relative to ``lr``.
-        weight_decay: Of the optimiser.
-        warmup_steps: Optimiser steps over which the rate rises linearly.
+        optimization: Optimiser and schedule: ``sgd`` with momentum 0.9, as in the official schedule, or ``adamw``. The
+            rate rises linearly over ``warmup_steps`` and falls to a tenth after 2/3 and 8/9 of the training.
     """
 
+    model: MaskRCNNModel
+    network_settings = ("num_classes", "backbone", "width", "anchor_sizes")
     legend = {name: text for name, text in LEGEND.items() if name != "miou"}
 
     def __init__(
@@ -72,23 +60,17 @@ class MaskRCNNModule(pl.LightningModule):
         backbone_weights: str | None = "imagenet",
         init_from: str | None = None,
         supervision: Supervision = "tags",
-        optimizer: Literal["sgd", "adamw"] = "sgd",
-        lr: float = 0.02,
-        backbone_lr_factor: float = 1.0,
-        weight_decay: float = 1e-4,
-        warmup_steps: int = 1000,
+        optimization: Optimization = Optimization("sgd", lr=0.02, weight_decay=1e-4, warmup_steps=1000),
     ) -> None:
-        super().__init__()
-        # predicting fewer images than there are processes is fine: each process writes its own
-        self.allow_zero_length_dataloader_with_multiple_devices = True
-        names = names_of(num_classes, class_names)
-        class_names, anchor_sizes = list(names), list(anchor_sizes)  # a checkpoint holds plain types only
+        optimizing = settings_of(Optimization, optimization)
+        super().__init__(
+            num_classes, class_names, backbone_weights=backbone_weights, optimization=optimizing, init_from=init_from
+        )
+        # a checkpoint holds plain types only
+        class_names, anchor_sizes = list(self.class_names), list(anchor_sizes)
+        optimization = plain(optimizing)  # type: ignore[assignment]
         self.save_hyperparameters()
-        self.class_names = names
         self.supervision: Supervision = supervision
-        self.backbone_weights, self.init_from = backbone_weights, init_from
-        self.optimizer_name, self.lr, self.backbone_lr_factor = optimizer, lr, backbone_lr_factor
-        self.weight_decay, self.warmup_steps = weight_decay, warmup_steps
         self.model = MaskRCNNModel(
             num_classes,
             backbone,
@@ -100,14 +82,17 @@ class MaskRCNNModule(pl.LightningModule):
         self.voc_ap = VOCInstanceAP(num_classes)
         self.coco_ap = COCOInstanceAP(num_classes)
 
-    def on_fit_start(self) -> None:
-        """Read the weights that training starts from, unless a checkpoint has just been restored."""
-        if self.trainer.ckpt_path is not None:
-            return
+    @property
+    def network(self) -> MaskRCNNModel:
+        """See ``NetworkModule``."""
+        return self.model
+
+    def load_first_weights(self) -> None:
+        """Read a whole Mask R-CNN, or those of the backbone alone."""
         if self.init_from is not None:
             self.model.load_weights(self.init_from)
-        elif self.backbone_weights is not None:
-            self.model.load_backbone_weights(self.backbone_weights)
+        else:
+            super().load_first_weights()
 
     def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
         """Torchvision's detections in RGB images (B, 3, H, W) in [0, 1]; see ``MaskRCNNModel``."""
@@ -118,6 +103,7 @@ class MaskRCNNModule(pl.LightningModule):
         """The sum of torchvision's five losses; those of an object count as much as the weight of its label."""
         if batch.pseudo is None:
             raise ValueError("a training batch needs labels; see Batch for who makes them")
+        self.choose_weights()
         terms = self.model.losses(batch.images, detection_targets(batch.pseudo))
         loss = torch.stack(list(terms.values())).sum()
         self.log("train/loss", loss, prog_bar=True)
@@ -125,21 +111,10 @@ class MaskRCNNModule(pl.LightningModule):
         return loss
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """SGD or AdamW; the rate rises linearly and falls to a tenth after 2/3 and 8/9 of the training."""
-        groups: list[dict[str, Any]] = [
-            {"params": self.model.backbone_parameters(), "lr": self.lr * self.backbone_lr_factor},
-            {"params": self.model.head_parameters(), "lr": self.lr},
-        ]
-        optimizer: torch.optim.Optimizer
-        if self.optimizer_name == "sgd":
-            optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=self.weight_decay)
-        else:
-            optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay)
-        steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise ValueError("the learning rate falls towards the end of training: set trainer.max_steps or max_epochs")
-        scheduler = LambdaLR(optimizer, step_decay(int(steps), self.warmup_steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        """Two groups of parameters, backbone and heads, that follow one schedule at their own rates."""
+        return configure_detector(
+            self, self.model.backbone_parameters(), self.model.head_parameters(), self.optimization
+        )
 
     # ---------------------------------------------------------------- inference and evaluation
 
@@ -187,23 +162,3 @@ class MaskRCNNModule(pl.LightningModule):
             self.log_dict({f"{stage}/{name}": value.float() for name, value in scores.items() if not value.isnan()})
         self.voc_ap.reset()
         self.coco_ap.reset()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another network with one clear message."""
-        refuse_other_network(checkpoint, self.hparams, NETWORK)
-        refuse_other_classes(checkpoint, self)
-
-
-def step_decay(steps: int, warmup_steps: int = 0) -> Callable[[int], float]:
-    """Linear warm-up from 0.001, then 1, 0.1 and 0.01 in thirds and ninths; ``i`` counts finished optimiser steps.
-
-    >>> [round(step_decay(9)(i), 3) for i in (0, 5, 6, 7, 8)]
-    [1.0, 1.0, 0.1, 0.1, 0.01]
-    """
-
-    def factor(done: int) -> float:
-        progress = min(1.0, done / warmup_steps) if warmup_steps else 1.0
-        drops = sum(done >= round(share * steps) for share in DROPS)
-        return float((WARMUP_START * (1 - progress) + progress) * 10.0**-drops)
-
-    return factor

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from kornia.contrib import connected_components_union_find
 from torch import Tensor
 
 from bestie_pl.ops.capacity import EXACT, Capacity, attempts
@@ -115,6 +114,8 @@ def label_components(
 def _label_with_kornia(classes: Tensor, connectivity: int) -> Components:
     if connectivity != 8:
         raise ValueError(f"Kornia's union-find knows 8 neighbours, not {connectivity}; use backend runs")
+    from kornia.contrib import connected_components_union_find  # here: workers that load images need no Kornia
+
     labels = torch.zeros_like(classes, dtype=torch.int64)
     for value in torch.unique(classes):
         if value != 0:

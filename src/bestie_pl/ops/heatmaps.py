@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from kornia.filters import get_gaussian_kernel2d
-from kornia.utils import create_meshgrid
+from kornia.geometry import create_meshgrid
 from torch import Tensor
 
 from bestie_pl.structures import Cues, LabeledInstances

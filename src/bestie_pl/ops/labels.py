@@ -16,9 +16,9 @@ from bestie_pl.ops.components import class_map, label_components, tagged_classes
 from bestie_pl.ops.enlargement import Enlargement, cells_of
 from bestie_pl.ops.instances import predict_semantic
 from bestie_pl.ops.refinement import MAX_CENTERS, refine_from_points, refine_from_tags
-from bestie_pl.ops.transfer import transfer
+from bestie_pl.ops.transfer import join_labels, transfer
 from bestie_pl.recipe import Rules
-from bestie_pl.structures import Batch, Components, Cues, Geometry, InstanceMaps, LabeledInstances, Supervision
+from bestie_pl.structures import Batch, Components, Geometry, InstanceMaps, LabeledInstances, Supervision
 
 Foreground = Literal["given", "predicted", "both"]
 """Whose semantic map says which pixels refinement labels: the given one, the network's own, or where both agree."""
@@ -166,25 +166,16 @@ def mix_labels(of_points: LabeledInstances, of_tags: LabeledInstances, pointed: 
     >>> mixed.ids.tolist(), mixed.area.tolist(), mixed.classes.tolist()
     ([[[1, 1]], [[4, 0]]], [0, 2, 0, 0, 1], [-1, 4, 4, 4, 4])
     """
-    before = len(of_points.image) - 1
-    below = torch.where(of_tags.ids > 0, of_tags.ids + before, 0)
-    kept = torch.cat([pointed[of_points.image], ~pointed[of_tags.image[1:]]])
 
-    def column(name: str) -> Tensor:
-        return torch.cat([getattr(of_points, name), getattr(of_tags, name)[1:]])
+    def of(labels: LabeledInstances, kept: Tensor) -> LabeledInstances:
+        """Those of some images; rows of the others stay, empty."""
+        rows = kept[labels.image]
+        return replace(
+            labels,
+            ids=labels.ids * kept[:, None, None],
+            weight=labels.weight * rows,
+            area=labels.area * rows,
+            peaks=replace(labels.peaks, scores=labels.peaks.scores * kept[labels.peaks.image]),
+        )
 
-    first, second = of_points.peaks, of_tags.peaks
-    return LabeledInstances(
-        ids=torch.where(pointed[:, None, None], of_points.ids, below).int(),
-        image=column("image"),
-        classes=column("classes"),
-        center_yx=column("center_yx"),
-        weight=column("weight") * kept,
-        area=column("area") * kept,
-        peaks=Cues(
-            image=torch.cat([first.image, second.image]),
-            yx=torch.cat([first.yx, second.yx]),
-            classes=torch.cat([first.classes, second.classes]),
-            scores=torch.cat([first.scores * pointed[first.image], second.scores * ~pointed[second.image]]),
-        ),
-    )
+    return join_labels(of(of_points, pointed), of(of_tags, ~pointed))

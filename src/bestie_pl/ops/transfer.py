@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from bestie_pl.ops.capacity import attempts
+from bestie_pl.ops.grouping import Groups, group_pixels
+from bestie_pl.ops.peaks import NO_COMPONENT, Centers
 from bestie_pl.recipe import Rules
 from bestie_pl.structures import Components, Cues, Geometry, LabeledInstances
 
@@ -14,7 +18,10 @@ from bestie_pl.structures import Components, Cues, Geometry, LabeledInstances
 def transfer(
     components: Components, cues: Cues, *, supervision: Literal["tags", "points"], rules: Rules, geometry: Geometry
 ) -> LabeledInstances:
-    """Pseudo labels: a component with exactly one cue of its class is an instance, any other stays unlabelled.
+    """Pseudo labels: a component with exactly one cue of its class is an instance.
+
+    Components without a cue stay unlabelled. So do those with several, unless ``rules.crowded_components`` is
+    ``nearest``; see ``split_by_cues``.
 
     A cue belongs to the component at its rounded position if the classes agree; cues outside the image, beside the
     components or of score 0 count nowhere, and two cues at one pixel count as two. Components under
@@ -30,11 +37,12 @@ def transfer(
         components: K components of the tagged classes, of the augmented crop.
         cues: N cues of the tagged classes that are confident enough.
         supervision: what the cues are: a classifier's peaks, or given points.
-        rules: decide the centre of a component that was accepted by a given point.
+        rules: decide the centre of a component that was accepted by a given point, and what several cues in one are.
         geometry: gives the minimum area.
 
     Returns:
         Labels whose rows are those of ``components``; rejected ones have weight and area 0, as all have without cues.
+        Rows of split components come behind them.
 
     >>> from bestie_pl.ops.components import label_components
     >>> components = label_components(torch.tensor([[[1, 1, 1, 0, 2, 2]]]))
@@ -57,7 +65,7 @@ def transfer(
     center_yx = center_yx * accepted[:, None]
     weight = accepted.float()
     numbers = torch.arange(rows, dtype=torch.int32, device=accepted.device) * accepted
-    return LabeledInstances(
+    labels = LabeledInstances(
         ids=numbers.index_select(0, components.labels.flatten()).view(components.labels.shape),
         image=components.image,
         classes=components.classes,
@@ -65,6 +73,84 @@ def transfer(
         weight=weight,
         area=components.area * accepted,
         peaks=cues if supervision == "points" else Cues(components.image, center_yx, components.classes, weight),
+    )
+    if rules.crowded_components == "unlabelled":
+        return labels
+    crowded = (count > 1) & (components.area >= geometry.min_area)
+    parts = split_by_cues(components, replace(cues, scores=cues.scores * crowded[component]))
+    if supervision == "points":  # the peaks of all points are there already
+        nothing = torch.zeros_like(parts.peaks.scores)
+        parts = replace(parts, weight=(parts.weight > 0).float(), peaks=replace(parts.peaks, scores=nothing))
+    return join_labels(labels, parts)
+
+
+@torch.no_grad()
+def split_by_cues(components: Components, cues: Cues) -> LabeledInstances:
+    """Components whose pixels are shared out: each belongs to the nearest of the cues in its component.
+
+    Args:
+        components: Of the tagged classes.
+        cues: Rows of score 0 are empty slots; components without another stay unlabelled.
+
+    Returns:
+        One instance a cue that is the nearest of some pixel: centre and peak at the cue, weight its score.
+
+    Source: P2Seg (ICLR 2024), section 3: components with several points.
+
+    >>> from bestie_pl.ops.components import label_components
+    >>> components = label_components(torch.tensor([[[1, 1, 1, 1, 1, 0, 1]]]))
+    >>> yx = torch.tensor([[0.0, 0.0], [0.0, 4.0]])
+    >>> cues = Cues(torch.zeros(2).long(), yx, torch.zeros(2).long(), torch.tensor([0.9, 0.5]))
+    >>> parts = split_by_cues(components, cues)
+    >>> parts.ids.tolist(), [round(weight, 2) for weight in parts.weight.tolist()]
+    ([[[1, 1, 1, 2, 2, 0, 0]]], [0.0, 0.9, 0.5])
+    """
+    labels, rows = components.labels.flatten(), len(components.area)
+    component = component_of(components, cues)
+    centers = Centers.sorted(component.where(component > 0, NO_COMPONENT), cues.yx.float(), cues.scores)
+    _, count = centers.spans(rows)
+    for capacity in attempts(labels.device):
+        split = capacity.pick("pixels", (count > 0).index_select(0, labels), room=len(labels))
+        owner = group_pixels(
+            split.at,
+            cues.yx.new_zeros(2, len(split.at), dtype=torch.float32),
+            split.clear(labels.index_select(0, split.at)).long(),
+            centers,
+            components=rows,
+            size=(components.labels.shape[1], components.labels.shape[2]),
+            capacity=capacity,
+        )
+        groups = Groups.of(split.at, owner, centers, capacity=capacity)
+    groups = groups.cut(capacity.count("pixels"), capacity.count("groups"))
+    own, weight = centers.component[groups.center], centers.score[groups.center]
+    own = own.where(own != NO_COMPONENT, 0)
+    parts = groups.label(
+        components.labels.shape,
+        image=components.image[own],
+        classes=components.classes[own],
+        center_yx=centers.yx[groups.center],
+        weight=weight,
+    )
+    peaks = Cues(components.image[own], centers.yx[groups.center], components.classes[own], weight)
+    return replace(parts, peaks=peaks)
+
+
+def join_labels(first: LabeledInstances, second: LabeledInstances) -> LabeledInstances:
+    """Labels of the same batch in one table: rows of the first, then those of the second; no pixel has both."""
+    before = len(first.image) - 1
+
+    def column(name: str) -> Tensor:
+        return torch.cat([getattr(first, name), getattr(second, name)[1:]])
+
+    return LabeledInstances(
+        ids=torch.where(second.ids > 0, second.ids + before, first.ids).int(),
+        peaks=Cues(
+            *(
+                torch.cat([getattr(first.peaks, name), getattr(second.peaks, name)])
+                for name in ("image", "yx", "classes", "scores")
+            )
+        ),
+        **{name: column(name) for name in ("image", "classes", "center_yx", "weight", "area")},
     )
 
 

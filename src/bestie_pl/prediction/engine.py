@@ -16,6 +16,7 @@ from bestie_pl.ops.tiles import Window, windows
 from bestie_pl.prediction.mosaic import Mosaic
 from bestie_pl.prediction.result import Result
 from bestie_pl.prediction.sources import NamedPicture, Source, open_source
+from bestie_pl.progress import progress
 from bestie_pl.recipe import Recipe
 from bestie_pl.structures import Batch, Cues, Instances
 
@@ -127,7 +128,7 @@ class Predictor:
         side, overlap, margin = (max(1, round(n / self.image_scale)) for n in (self.tile, self.overlap, MARGIN))
         overlap = min(overlap, side // 2)
         mosaic = Mosaic(size, margin=min(margin, overlap // 2))
-        for window in windows(size, side, overlap):
+        for window in progress(list(windows(size, side, overlap)), "tiles", "tiles"):
             mosaic.add(window, self._find_whole(_cut(picture, window)))
         return mosaic.instances()
 

@@ -387,7 +387,7 @@ def test_a_folder_without_ground_truth(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["chek"], "unknown command 'chek' of `bestie-pl data`; expected check"),
+        (["chek"], "unknown command 'chek' of `bestie-pl data`; expected one of check, shards (did you mean 'check'?)"),
         (["check", "--config", "CONFIG", "--workers", "-1"], "--workers must be 0 or more, got -1"),
     ],
 )

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import warnings
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from timm.layers.conv2d_same import Conv2dSame
 
 from bestie_pl import BestieModule, BestiePredictor
 from bestie_pl.cli.main import main
@@ -19,18 +23,24 @@ from bestie_pl.ops.masks import mask_iou
 ONNX = all(importlib.util.find_spec(name) is not None for name in exported.ONNX_PACKAGES)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a small network with weights that are random but fixed, with scores and a configuration."""
+def trained(folder: Path, backbone: str, decoder: str) -> Path:
+    """A checkpoint with weights that are random but fixed, as a training leaves it."""
     torch.manual_seed(0)
-    run = tmp_path_factory.mktemp("exports") / "run"
     names = ["person", "car", "dining table"]
-    module = BestieModule(3, names, backbone="resnet10t", decoder="pyramid", backbone_weights=None).eval()
-    path = run / "checkpoints" / "last.ckpt"
+    module = BestieModule(3, names, backbone=backbone, decoder=decoder, backbone_weights=None).eval()
+    path = folder / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
     content = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
     content |= {"pytorch-lightning_version": "2.6.0", "COCODataModule": {"image_scale": 0.5}}
     torch.save(content, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a small network, with scores and a configuration."""
+    run = tmp_path_factory.mktemp("exports") / "run"
+    path = trained(run, "resnet10t", "pyramid")
     (run / "scores_test.json").write_text(
         json.dumps({"scores": {"test/map50": 0.125}, "ground_truth_used": ["the maps are true"]})
     )
@@ -52,6 +62,11 @@ def program(request: pytest.FixtureRequest, checkpoint: Path) -> Path:
 
 
 def test_maps_agree_at_any_size_and_number(program: Path, checkpoint: Path) -> None:
+    agree(program, checkpoint)
+
+
+def agree(program: Path, checkpoint: Path) -> None:
+    """Same maps to 1e-3."""
     module = BestieModule.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).eval()
     other = exported.ExportedModel(program, module.model)
     for shape in ((1, 3, 64, 64), (1, 3, 50, 97), (3, 3, 128, 64)):
@@ -62,8 +77,50 @@ def test_maps_agree_at_any_size_and_number(program: Path, checkpoint: Path) -> N
 
 
 def test_instances_agree_on_photographs(program: Path, checkpoint: Path, real_data: Path) -> None:
+    same_instances(program, checkpoint, real_data)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation"), [(3, 2, 1), (5, 2, 1), (3, 1, 1), (3, 1, 2), (1, 1, 1), (1, 2, 1)]
+)
+def test_tensorflows_padding_becomes_constant(kernel: int, stride: int, dilation: int, tmp_path: Path) -> None:
+    """As computed anew for every size, no program could be stored."""
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(Conv2dSame(3, 4, kernel, stride, dilation=dilation), torch.nn.ReLU())
+    fixed = deepcopy(layers)
+    exported.fix_padding(fixed)
+    assert not any(isinstance(layer, Conv2dSame) for layer in fixed.modules())
+    for size in ((2, 2), (6, 10), (64, 32)):
+        images = torch.rand(1, 3, *size)
+        torch.testing.assert_close(fixed(images), layers(images))
+    sides = {2: 32 * torch.export.Dim("rows", min=2, max=64), 3: 32 * torch.export.Dim("columns", min=2, max=64)}
+    program = torch.export.export(fixed, (torch.rand(1, 3, 96, 64),), dynamic_shapes=({**sides},))
+    torch.export.save(program, tmp_path / "p.pt2")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("BESTIE_SLOW"), reason="takes minutes; BESTIE_SLOW=1 runs it")
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+@pytest.mark.parametrize(("backbone", "decoder"), [("tf_efficientnet_lite0", "pyramid"), ("hrnet_w18_small", "heads")])
+def test_networks_of_the_configurations(
+    kind: str, backbone: str, decoder: str, tmp_path: Path, real_data: Path
+) -> None:
+    """TensorFlow's padding depends on the size of each image; HRNet has branches of several sizes."""
+    if kind == "onnx" and not ONNX:
+        pytest.skip(f"the extra onnx is not installed: {', '.join(exported.ONNX_PACKAGES)}")
+    checkpoint = trained(tmp_path / "run", backbone, decoder)
+    assert main(["export", "--checkpoint", str(checkpoint), "--format", kind, "--out", str(tmp_path / "out")]) == 0
+    program = tmp_path / "out" / exported.FILES[kind]  # type: ignore[index]
+    agree(program, checkpoint)
+    same_instances(program, checkpoint, real_data)
+
+
+def same_instances(program: Path, checkpoint: Path, real_data: Path) -> None:
+    """On photographs of COCO; there are some."""
     photographs = sorted((real_data / "coco_tiny" / "images").glob("*.jpg"))[:3]
-    first, second = (BestiePredictor.load(path, device="cpu") for path in (checkpoint, program))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as a list of all weights that a program has inside
+        first, second = (BestiePredictor.load(path, device="cpu") for path in (checkpoint, program))
     assert second.image_scale == first.image_scale == 0.5 and second.class_names == first.class_names
     found = 0
     for mine, theirs in zip(first(photographs), second(photographs), strict=True):

@@ -128,7 +128,8 @@ def test_labels_that_teach_nothing(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_no_labels_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = images(tmp_path / "set")
     assert main(["init", str(root)]) == 2
-    assert "neither tags.csv nor annotation files" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "neither tags.csv nor annotation files" in message and "such as `one.jpg,cat;dog,train`" in message
     assert main(["init", str(tmp_path)]) == 2
     assert f"no such folder: {tmp_path / 'images'}" in capsys.readouterr().err
 

@@ -208,7 +208,7 @@ def understood(command: Sequence[str]) -> int:
     return int(stop.value.code or 0)
 
 
-@pytest.mark.parametrize("data_set", ["coco", "nuclei", "shapes", "voc"])
+@pytest.mark.parametrize("data_set", ["animals", "coco", "nuclei", "shapes", "voc"])
 def test_shipped_pipelines_are_command_lines_that_are_understood(
     data_set: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

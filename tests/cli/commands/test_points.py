@@ -86,6 +86,26 @@ def test_from_labels_to_a_data_set(annotated: Path, capsys: pytest.CaptureFixtur
     assert [samples[n].cues.yx.tolist() for n in range(3)] == [[], [[4, 10], [20, 30], [1, 1]], [[29, 39]]]
 
 
+def test_a_project_of_via_with_its_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """VIA writes no sizes: ``--images`` finds them, and what lies outside of an image."""
+    picture(tmp_path / "images" / "sub" / "one.jpg")
+
+    def write(x: float) -> Path:
+        shape = {"name": "circle", "cx": x, "cy": 4.5, "r": 3}
+        region = {"shape_attributes": shape, "region_attributes": {"class": "dog"}}
+        image = {"filename": "sub/one.jpg", "size": 9, "regions": [region], "file_attributes": {"class": "cat"}}
+        (tmp_path / "p.json").write_text(json.dumps({"_via_img_metadata": {"a": image}}))
+        return tmp_path / "p.json"
+
+    arguments = ("--from", "via", "--images", tmp_path / "images", "--output", tmp_path / "points.json")
+    points(write(10.5), *arguments, "--tags", tmp_path / "tags.csv", "--classes", "cat", "dog")
+    found = read_points(tmp_path / "points.json")
+    assert found.yx.tolist() == [[4, 10]] and found.sizes.tolist() == [[H, W]] and found.classes.tolist() == [1]
+    assert (tmp_path / "tags.csv").read_text().splitlines()[1] == "sub/one.jpg,cat;dog;,train"
+    capsys.readouterr()
+    assert "x: 60" in refused(capsys, write(60.5), *arguments)
+
+
 def test_text_files_and_the_order_of_classes(annotated: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = annotated
     points(root / "labels", "--from", "labelme", "--output", root / "txt", "--classes", "dog", "bird", "cat")

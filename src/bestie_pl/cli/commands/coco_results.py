@@ -12,6 +12,7 @@ from bestie_pl.data.coco import COCOIndex, read_categories, read_index
 from bestie_pl.data.files import below, require_folder, write_text
 from bestie_pl.data.formats.predictions import read_rows
 from bestie_pl.errors import UserError, expected_one_of
+from bestie_pl.progress import progress
 
 REMEDY = "predict all images of the annotation file first"
 
@@ -58,9 +59,8 @@ def collect(folder: Path, index: COCOIndex, categories: Mapping[str, int]) -> li
             f"{folder}: {len(missing)} of {len(index.names)} images lack predictions, first {missing[0]}.json; {REMEDY}"
         )
     results = []
-    for name, image_id, (height, width) in zip(
-        index.names, index.image_ids.tolist(), index.sizes.tolist(), strict=True
-    ):
+    images = zip(index.names, index.image_ids.tolist(), index.sizes.tolist(), strict=True)
+    for name, image_id, (height, width) in progress(images, "results", total=len(index.names)):
         path = below(folder, f"{name}.json")
         for label, score, code in read_rows(path, (height, width), REMEDY):
             if label not in categories:

@@ -1,4 +1,4 @@
-"""``bestie-pl data check``: read a whole data set and say all that is wrong with it."""
+"""``bestie-pl data check``: read a whole data set and say all that is wrong with it. ``data shards`` is beside it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader
-from tqdm import tqdm  # type: ignore[import-untyped]  # a requirement of Lightning
 
+from bestie_pl.cli.commands import shards
 from bestie_pl.cli.lightning import BestieParser, data_parser, read_data_module
 from bestie_pl.data.advice import Advice, TrainingFacts, advice
 from bestie_pl.data.check import READ_ERRORS, CheckedImages, ImageFacts, Problem
@@ -21,13 +21,17 @@ from bestie_pl.data.files import write_text
 from bestie_pl.data.formats.classes import alike
 from bestie_pl.data.module import InstanceDataModule
 from bestie_pl.data.samples import EvaluationSamples, TrainingSamples
-from bestie_pl.errors import UserError
+from bestie_pl.errors import UserError, expected_one_of
+from bestie_pl.progress import progress
 
 HELP = """usage: bestie-pl data check --config CONFIG [--data.* ...] [--workers N] [--json FILE]
+       bestie-pl data shards IMAGES [--labels FOLDER ...] --out FOLDER [--megabytes N]
 
-Reads every image, map, cue and mask of a configuration's data set. Exit status 1 if there are errors, else 0.
-`bestie-pl data check --help` lists the options."""
+check reads every image, map, cue and mask of a configuration's data set. Exit status 1 if there are errors, else 0.
+shards writes images, and the labels beside them, into tar files.
+`bestie-pl data check --help` and `bestie-pl data shards --help` list the options."""
 
+COMMANDS = ("check", "shards")
 SHOWN = 5
 """Problems of a kind that are printed; the report has all of them."""
 TABLE_ROWS = 30
@@ -51,8 +55,10 @@ def main(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(HELP)
         return 0
+    if args[0] == "shards":
+        return shards.main(args[1:])
     if args[0] != "check":
-        raise UserError(f"unknown command {args[0]!r} of `bestie-pl data`; expected check")
+        raise UserError(f"unknown command {args[0]!r} of `bestie-pl data`; {expected_one_of(args[0], COMMANDS)}")
     data, options = read_data_module(_parser(), args[1:])
     if not isinstance(data, InstanceDataModule):
         raise UserError(f"data must be an InstanceDataModule, whose splits can be read; got {type(data).__name__}")
@@ -147,8 +153,8 @@ class DataCheck:
             summary = self.summaries[stage] = SplitSummary()
             # one image is one item: nothing to collate
             loader: Iterable[ImageFacts] = DataLoader(images, None, num_workers=workers, collate_fn=_as_it_is)
-            bar = tqdm(loader, desc=stage, total=len(images), unit=" images", disable=None, leave=False)
-            for number, facts in enumerate(bar):
+            # at once: it takes seconds until the first worker has an image
+            for number, facts in enumerate(progress(loader, stage, total=len(images), patience=0)):
                 summary.add(facts)
                 for problem in facts.problems:
                     self._find(stage, facts.name, problem)

@@ -37,7 +37,7 @@ def main(args: list[str]) -> int:
     from bestie_pl.data.survey import survey
 
     root = require_folder(Path(options.folder), "a folder with images/ and labels")
-    require_folder(root / "images", "the images of the data set")
+    require_folder(root / "images", f"the images; move those of {root} into it, and lay the labels beside it")
     if not any((root / name).is_file() for name in ("tags.csv", "tags.json")):
         _convert(root, overwrite=options.overwrite)
     found = survey(root)
@@ -66,7 +66,8 @@ def commands(found: Survey, stages: list[str]) -> Iterator[str]:
             yield f"bestie-pl predict {config[name]}" + (" --ckpt_path last" if name != "maps" else "")
     if found.annotations is not None:
         yield f"bestie-pl test {config['instances']} --ckpt_path last"
-    yield f"bestie-pl predict {config['instances']} --ckpt_path last --data.init_args.predict_images OTHER_IMAGES"
+    last = found.root / "runs" / "instances" / "checkpoints" / "last.ckpt"
+    yield f"bestie-pl segment {found.root / 'images'} --checkpoint {last} --out {found.root / 'found'}"
 
 
 def configurations(found: Survey, device: Device) -> Iterator[tuple[str, str]]:
@@ -242,8 +243,8 @@ def _convert(root: Path, *, overwrite: bool) -> None:
     if len(found) != 1:
         what = f"annotations of {' and '.join(found)}" if found else "neither tags.csv nor annotation files"
         raise FileNotFoundError(
-            f"{root}: {what}; expected tags.csv (image,tags,split), or what one annotation program wrote "
-            "(`bestie-pl points --help` lists them)"
+            f"{root}: {what}; expected what one annotation program wrote (`bestie-pl points --help` lists them), or "
+            "tags.csv: first the line `image,tags,split`, then a line an image, such as `one.jpg,cat;dog,train`"
         )
     ((source, files),) = found.items()
     output = root / "points.json"
@@ -277,6 +278,8 @@ def _summary(found: Survey) -> Iterator[str]:
     height, width = found.size
     images = f"{found.train_images} training images of about {width} x {height} px"
     yield f"{found.root}: {images}; classes: {', '.join(found.class_names)}"
+    if found.unlisted:
+        yield f"  {found.unlisted} images in images/ have no labels, and no training sees them"
     labels = {"points": found.points, "semantic maps": found.semantic_dir, "truth": found.annotations}
     yield "  " + "; ".join(f"{what}: {where or 'none'}" for what, where in labels.items())
     if found.diameter is not None:

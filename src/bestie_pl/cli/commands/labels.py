@@ -22,6 +22,7 @@ from bestie_pl.metrics.labels import LabelQuality
 from bestie_pl.metrics.voc import VOCInstanceAP
 from bestie_pl.ops.masks import encode
 from bestie_pl.ops.transfer import instances_from_map
+from bestie_pl.progress import progress
 from bestie_pl.structures import Cues, Instances, LabeledInstances
 
 MOST = 100
@@ -71,7 +72,7 @@ def _collect(data: InstanceDataModule, folder: Path, most: int) -> tuple[dict[st
     annotations: list[dict[str, Any]] = []
     counts, tags_without = torch.zeros(2, data.num_classes, dtype=torch.int64)
     points_in_all, pointed = 0, data.supervision == "points" and not split.mixed
-    for index, name in enumerate(split.names):
+    for index, name in enumerate(progress(split.names, "labels")):
         path, tags = Path(split.images[index]), split.tags[index]
         size = image_size(path)
         points = _points(data, split, index, size)

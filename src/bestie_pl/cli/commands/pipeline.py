@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import yaml  # which Lightning needs too
+from tqdm import tqdm  # type: ignore[import-untyped]  # which it needs as well
 
 PACKAGE = Path(__file__).resolve().parents[2]
 TRAINED = ("fit", "validate", "test", "predict")
@@ -199,9 +200,17 @@ def _run(stage: Stage) -> dict[str, Any]:
 def run_command(words: Sequence[str], log: TextIO) -> int:
     """Exit status of a ``bestie-pl`` command; if this process is interrupted, it ends with all that it started."""
     line = [sys.executable, "-m", "bestie_pl", *words]
-    with subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, start_new_session=True) as process:
+    what = f"{Path(log.name).stem}: {words[0]}"
+    with (
+        tqdm(desc=what, bar_format="{desc} {elapsed}", disable=None, leave=False) as clock,
+        subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, start_new_session=True) as process,
+    ):
         try:
-            return process.wait()
+            while True:
+                try:
+                    return process.wait(timeout=1)
+                except subprocess.TimeoutExpired:
+                    clock.refresh()
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             raise

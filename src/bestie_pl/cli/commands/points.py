@@ -18,6 +18,7 @@ SOURCES = {
     "labelme": "file, or folder of them: point, rectangle, circle, polygon, mask; a group_id is one object",
     "cvat": "`CVAT for images 1.1`, annotations.xml: points, box, ellipse, polygon, mask; a group_id is one object",
     "labelstudio": "export JSON: keypoints, rectangles, ellipses, polygons and brushes with labels",
+    "via": "project of VIA 2 or exported annotations, JSON or CSV: point, rect, circle, ellipse, polygon",
     "csv": "image,x,y,class[,confidence]; 0 is the centre of the first pixel",
     "json": "the form that this command writes",
 }
@@ -75,9 +76,10 @@ def _match(images: Iterable[MarkedImage], folder: Path) -> None:
     """
     from bestie_pl.data.files import plain_problem, require_folder
     from bestie_pl.data.formats.images import find_image, opened
+    from bestie_pl.progress import progress
 
     require_folder(folder, "the images; give it as --images")
-    for image in images:
+    for image in progress(images, "images"):
         parts = image.file.split("/")
         endings = [ending for k in range(len(parts)) if not plain_problem(ending := "/".join(parts[k:]))]
         paths = (find_image(folder, ending) for ending in endings)  # some programs leave out the suffix

@@ -26,14 +26,27 @@ HEADLINE = ("map50", "map70", "map75", "coco_ap", "miou")
 
 CURVES = (
     ("Losses", "train/", ("train/loss", "train/center", "train/offset", "train/semantic")),
-    ("Scores on validation images", "val", ("val/map", "val/coco_ap", "val/miou", "val_")),
+    ("Scores on validation images", "val/", ("val/map", "val/miou", "val/f1", "val_")),
     ("Precision and recall of the labels", "train/", ("train/pseudo/precision", "train/pseudo/recall",
                                                       "train/refined/precision", "train/refined/recall")),
-    ("Labels a step", "labels/", ("labels/",)),
+    ("Right labels an epoch", "train/", ("train/pseudo/true_positives", "train/refined/true_positives")),
+    ("Labels an image", "labels/", ("labels/",)),
+    ("Mean weight of the labels", "weight/", ("weight/",)),
     ("Learning rate", "lr", ("lr",)),
     ("Seconds a step", "seconds/", ("seconds/",)),
 )  # fmt: skip
 """Title, prefix that names lose in the legend, and how the columns of ``metrics.csv`` begin."""
+
+SHEETS = {
+    "course": "Over the training: one crop, its labels, and what the network makes of it after so many steps",
+    "training": "Training crops, with the network as it was in the end",
+    "best": "Best test images",
+    "worst": "Worst test images",
+    "test": "The first test images",
+}
+"""Pictures of a run, in the order of the page."""
+
+LABEL_COLUMNS = ("labels", "true_positives", "objects", "precision", "recall", "mean_iou")
 
 MAIN_SETTINGS = (
     "supervision", "recipe", "semantic_source", "image_scale", "object_scale", "crop_size", "batch_size", "backbone",
@@ -79,8 +92,8 @@ def page(run: Path, reference: Path | None = None) -> str:
     configuration = read_text(log / "config.yaml", "the configuration") if log and _has(log, "config.yaml") else ""
     scores = {stage: _read_json(run / f"scores_{stage}.json") for stage in STAGES}
     curves = _read_curves(log / "metrics.csv") if log and _has(log, "metrics.csv") else {}
-    sheets = sorted((run / "pictures").glob("*.png")) if (run / "pictures").is_dir() else []
-    tables = _tables(run)
+    sheets = _sheets(run / "pictures")
+    tables = [*_label_tables(curves), *_tables(run)]
     if not any(scores.values()) and not curves and not sheets and not tables:
         raise ValueError(
             f"{run}: holds no scores, no logs/version_*/metrics.csv and no pictures; give the folder of a run"
@@ -104,7 +117,10 @@ def page(run: Path, reference: Path | None = None) -> str:
         reference=reference.resolve().name if reference else None,
         curves=[{"title": title, "source": source} for title, source in _draw_curves(curves)],
         tables=tables,
-        sheets=[{"title": path.stem, "source": _inline(path.read_bytes(), "image/png")} for path in sheets],
+        sheets=[
+            {"title": SHEETS.get(path.stem, path.stem), "source": _inline(path.read_bytes(), "image/png")}
+            for path in sheets
+        ],
         versions=list(versions.items()),
         settings=[(name, settings[name]) for name in MAIN_SETTINGS if settings.get(name) is not None],
         configuration=configuration,
@@ -195,6 +211,29 @@ def _percent(value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 
+def _sheets(folder: Path) -> list[Path]:
+    """Pictures in the order of ``SHEETS``, others after them."""
+    order = list(SHEETS)
+    rank = {name: number for number, name in enumerate(order)}
+    return sorted(folder.glob("*.png"), key=lambda path: (rank.get(path.stem, len(order)), path.stem))
+
+
+def _label_tables(curves: Mapping[str, list[tuple[float, float]]]) -> list[dict[str, Any]]:
+    """Quality of the labels on the crops of the first epoch and of the last, where the run knew the truth."""
+    rows = []
+    for kind in ("pseudo", "refined"):
+        found = {name: curves[column] for name in LABEL_COLUMNS if (column := f"train/{kind}/{name}") in curves}
+        if "precision" not in found or "labels" not in found:
+            continue
+        steps = [step for step, _ in found["labels"]]
+        for step in dict.fromkeys((steps[0], steps[-1])):
+            values = {name: dict(points).get(step) for name, points in found.items()}
+            counts = {name: values[name] for name in values if name in LABEL_COLUMNS[:3]}
+            whole = {name: None if value is None else int(value) for name, value in counts.items()}
+            rows.append({"labels of": kind, "after steps": int(step) + 1, **values, **whole})
+    return [_table("Labels against the truth, on the crops of an epoch", rows)] if rows else []
+
+
 def _tables(run: Path) -> list[dict[str, Any]]:
     """Quality of cues and of semantic maps, where the run made some and knew the truth."""
     tables = []
@@ -261,7 +300,8 @@ def _draw_curves(curves: Mapping[str, list[tuple[float, float]]]) -> Iterable[tu
         axes.set_xlabel("step", color=INK)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=8, frameon=False, ncols=1 + len(chosen) // 6)
+        if len(chosen) > 1:
+            figure.legend(fontsize=8, frameon=False, ncols=min(4, len(chosen)), loc="outside lower center")
         content = BytesIO()
         figure.savefig(content, format="svg")
         yield title, _inline(content.getvalue(), "image/svg+xml")

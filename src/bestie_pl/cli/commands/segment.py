@@ -6,11 +6,14 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
+from tqdm import tqdm  # type: ignore[import-untyped]  # a requirement of Lightning
+
 from bestie_pl.data.files import check_unique, write_json
 from bestie_pl.prediction.engine import OVERLAP, TILE
 from bestie_pl.prediction.result import Result
 from bestie_pl.prediction.sources import find_files
 from bestie_pl.predictor import BestiePredictor
+from bestie_pl.progress import progress
 
 KINDS = {"overlays": ".png", "labels": ".png", "tables": ".csv", "coco": ".json"}
 """What can be written, each into a folder of this name, and how the files end."""
@@ -35,13 +38,13 @@ def main(args: list[str]) -> int:
     )
     out, kinds = Path(options.out), list(dict.fromkeys(options.write))
     found = 0
-    for name, path in files:
+    for name, path in progress(files, "segment"):
         (result,) = predictor(path)
         result = result.above(options.min_score)
         for kind in kinds:
             _write(result, kind, out / kind / f"{name}{KINDS[kind]}")
         counts = ", ".join(f"{count} {label}" for label, count in Counter(result.class_names).most_common())
-        print(f"{path}: {counts or 'nothing found'}", flush=True)
+        tqdm.write(f"{path}: {counts or 'nothing found'}")  # above the bar
         found += len(result)
     print(f"{found} instances in {len(files)} images, written to " + ", ".join(f"{out / kind}" for kind in kinds))
     return 0

@@ -17,6 +17,7 @@ from bestie_pl.data.module import InstanceDataModule
 from bestie_pl.data.samples import STRIDE, collate
 from bestie_pl.drawing import CELL, Picture, draw_cues, heat, sheet, to_picture, write_picture
 from bestie_pl.modules.peak_attention import PeakAttentionModule
+from bestie_pl.progress import progress
 from bestie_pl.structures import Batch
 
 
@@ -56,7 +57,7 @@ def main(args: list[str]) -> int:
     samples = data.evaluation_samples(split)
 
     rows, captions = [], []
-    for index, number in choose(split.tags, options.images):
+    for index, number in progress(choose(split.tags, options.images), "sheet"):
         tags = split.tags[index].nonzero().flatten().tolist()
         batch = data.on_after_batch_transfer(collate([samples[index]], multiple=STRIDE), 0)
         batch = replace(batch, tags=torch.arange(data.num_classes)[None] == number)

@@ -11,6 +11,7 @@ from bestie_pl.data.annotation_tools.cvat import read_cvat
 from bestie_pl.data.annotation_tools.label_studio import read_label_config, read_label_studio
 from bestie_pl.data.annotation_tools.labelme import read_labelme
 from bestie_pl.data.annotation_tools.marked import Marked, MarkedImage, Object
+from bestie_pl.data.annotation_tools.via import read_via
 from bestie_pl.data.files import understood
 from bestie_pl.data.formats.points import read_points
 from bestie_pl.errors import UserError
@@ -65,6 +66,7 @@ READERS: dict[str, Callable[[Path], Marked]] = {
     "labelme": read_labelme,
     "cvat": read_cvat,
     "labelstudio": read_label_studio,
+    "via": read_via,
     "csv": _read_own,
     "json": _read_own,
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from bestie_pl.data.files import Packed, as_it_looks, below
+from bestie_pl.data.shards import is_file, opened_file
 from bestie_pl.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
@@ -49,7 +49,7 @@ def find_image(folder: Path, name: str) -> Path:
     suffixes = ("",) if name.lower().endswith(IMAGE_SUFFIXES) else (*EITHER_CASE, "")
     candidates = [exact.with_name(exact.name + suffix) for suffix in suffixes]
     alike = (as_it_looks(path) for path in candidates)
-    return next((path for path in chain(candidates, alike) if os.path.isfile(path)), candidates[0])
+    return next((path for path in chain(candidates, alike) if is_file(path)), candidates[0])
 
 
 def check_pixels(height: object, width: object, where: str) -> tuple[int, int]:
@@ -137,10 +137,10 @@ def opened(path: Path) -> Iterator[Image.Image]:
         UserError: Not an image of ``FORMATS``, broken, beyond Pillow's limit, or of a kind that Pillow reads wrongly.
     """
     path = as_it_looks(path)
-    if not path.is_file():
+    if not is_file(path):
         raise FileNotFoundError(f"no such image: {path}; restore it or take it out of the list")
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(opened_file(path), formats=FORMATS) as image:
             tags = getattr(image, "tag_v2", {})
             if tags.get(PLANAR_CONFIGURATION) == BAND_AFTER_BAND and max(tags.get(BITS_PER_SAMPLE, (8,))) > 8:
                 # Pillow 13 takes its bytes for values of 8 bits

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bestie_pl.data.files import as_it_looks, below, in_one_move
 from bestie_pl.data.formats.images import GREY_16_BIT, check_size, load_image, opened
+from bestie_pl.data.shards import is_file
 from bestie_pl.errors import UserError
 from bestie_pl.structures import IGNORE
 
@@ -166,7 +167,7 @@ def read_label_map(path: Path, holds: str, size: tuple[int, int] | None = None) 
         UserError: No image, a colour image, or not of the ``size`` (H, W) of its image.
     """
     path = as_it_looks(path)
-    if not path.is_file():
+    if not is_file(path):
         raise FileNotFoundError(f"no such file: {path}; expected {holds}")
     image = load_image(path, turn=False, size=size)
     if image.mode not in LABEL_MODES:

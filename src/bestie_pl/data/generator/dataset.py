@@ -21,6 +21,7 @@ from bestie_pl.data.formats.maps import indexed_image
 from bestie_pl.data.generator.drawings import SHAPE_CLASSES, Bytes
 from bestie_pl.data.generator.imperfect_maps import imperfect_map
 from bestie_pl.data.generator.scenes import Scene, draw_scene
+from bestie_pl.progress import progress
 
 __all__ = ["SHAPE_CLASSES", "generate_shapes"]
 
@@ -170,12 +171,13 @@ def _write_all(folder: Path, parameters: dict[str, Any], workers: int) -> None:
     common = {name: parameters[name] for name in ("size", "seed", "clutter")}
     jobs = [_Job(folder, split, i, **common) for split, count in counts.items() for i in range(count)]
     if min(workers, len(jobs)) <= 1:
-        tags = [_write_image(job) for job in jobs]
+        tags = [_write_image(job) for job in progress(jobs, "scenes")]
     else:
         # spawn: a fork of a process in which other threads run may hang
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
-            tags = list(pool.map(_write_image, jobs, chunksize=max(1, min(16, len(jobs) // workers))))
+            drawn = pool.map(_write_image, jobs, chunksize=max(1, min(16, len(jobs) // workers)))
+            tags = list(progress(drawn, "scenes", total=len(jobs)))
     for split in counts:
         _write_lists(folder, split, {j.name: t for j, t in zip(jobs, tags, strict=True) if j.split == split})
     _write_lines(folder / "classes.txt", SHAPE_CLASSES)
