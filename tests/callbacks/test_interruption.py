@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bestie_pl.callbacks.checkpoints import NewestState, WholeFileIO
-from bestie_pl.callbacks.interruption import Interruption
+from bestie_pl.callbacks.interruption import Interruption, end_with_parent
 
 
 class Signalled(pl.LightningModule):
@@ -111,3 +113,21 @@ def test_a_signal_to_one_process_ends_all_with_one_state(where: str, tmp_path: P
     with pytest.raises(Exception, match="143"):
         trainer.fit(module, loader(), loader())
     assert step_of(tmp_path) == 2  # two of four items a process, or the end of the first epoch
+
+
+def test_a_process_ends_after_the_one_that_started_it() -> None:
+    """A first process that is killed, or ended before a run has begun, leaves none behind that waits for it."""
+    reading, writing = os.pipe()
+    if (first := os.fork()) == 0:
+        if os.fork() == 0:
+            end_with_parent(seconds=0)
+            os.write(writing, b"waits")
+            time.sleep(60)
+            os._exit(0)
+        os.read(reading, 5)  # it waits: end
+        os._exit(0)
+    os.waitpid(first, 0)
+    os.close(writing)
+    assert select.select([reading], [], [], 20)[0], "the pipe closes as the process ends"
+    assert os.read(reading, 5) == b""
+    os.close(reading)

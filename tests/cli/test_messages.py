@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import yaml
 
 from bestie_pl.cli import main as cli
 from bestie_pl.cli.messages import in_a_sentence
+from bestie_pl.modules.bestie import BestieModule, Inference
+from bestie_pl.modules.optimization import Optimization
+from bestie_pl.modules.semantic import SemanticModule
 
 TRAINING: dict[str, Any] = {
     "data": {"class_path": "bestie_pl.FolderDataModule", "init_args": {"root": "nowhere"}},
@@ -95,3 +99,22 @@ def test_what_is_of_no_known_kind_stays() -> None:
     assert in_a_sentence("something new", ["a"], []) == "something new"
     assert "Something else" in in_a_sentence(message, ["a"], [])
     assert in_a_sentence("unrecognized arguments: --bach 3", ["batch"], []).endswith("did you mean 'batch'?")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Optimization(lr=-0.1), "lr must be positive, got -0.1"),
+        (lambda: Inference(pamr_iterations=-1), "pamr_iterations must not be negative, got -1"),
+        (
+            lambda: BestieModule(2, refine_threshold=5.0),
+            "expected 0 < refine_threshold < 1 .*, got 5.0",
+        ),
+        (lambda: BestieModule(2, max_centers=0), "max_centers >= 1, got 0.3 and 0"),
+        (lambda: SemanticModule(2, pamr_iterations=-1), "pamr_iterations must not be negative, got -1"),
+    ],
+)
+def test_numbers_of_the_model_that_make_no_sense(make: Callable[[], object], message: str) -> None:
+    """Before a network is made, not after the training."""
+    with pytest.raises(ValueError, match=message):
+        make()

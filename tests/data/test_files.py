@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import unicodedata
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from bestie_pl.data.files import (
     read_json,
     read_names,
     read_xml,
+    require_folder,
     write_text,
 )
 from bestie_pl.errors import UserError, expected_one_of
@@ -171,3 +174,19 @@ def test_what_was_meant() -> None:
     assert expected_one_of("CELL ", ["cell", "dog"]) == "expected one of cell, dog (did you mean 'cell'?)"
     assert expected_one_of(7, ["cell"]) == "expected one of cell"
     assert expected_one_of("x", map(str, range(300))).endswith("17, 18, 19 and 280 more")
+
+
+def test_what_could_not_be_written_is_named(tmp_path: Path) -> None:
+    """The system says of a full disk only that it is full."""
+    with pytest.raises(OSError, match=r"No space left on device: .*a\.json"):  # noqa: SIM117
+        with in_one_move(tmp_path / "a.json"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    with pytest.raises(FileNotFoundError, match=r"is no folder: .*a\.png; expected images"):
+        require_folder(tmp_path / "a.png", "images")
+    with pytest.raises(FileNotFoundError, match=r"no such folder: .*b; expected images"):
+        require_folder(tmp_path / "b", "images")

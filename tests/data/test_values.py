@@ -23,6 +23,7 @@ from bestie_pl.data.formats.images import open_image, remarks
 from bestie_pl.data.formats.tags import read_tags
 from bestie_pl.data.formats.truth import COCOTruth, VOCTruth, paint_instances
 from bestie_pl.errors import UserError
+from bestie_pl.prediction.sources import find_files
 
 H, W = 24, 32
 SQUARE = [[2, 2, 10, 2, 10, 10, 2, 10]]
@@ -248,10 +249,13 @@ def test_hidden_files_are_no_images(tmp_path: Path) -> None:
     for file in ("a.png", "._a.png", ".ipynb_checkpoints/a-checkpoint.png", "sub/b.png"):
         (tmp_path / "new" / file).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (W, H)).save(tmp_path / "new" / file)
+    (tmp_path / "new" / "folder.png").mkdir()
     (tmp_path / "tags.csv").write_text("image,tags\na.png,cat\n")
     data = FolderDataModule(str(tmp_path), predict_images=str(tmp_path / "new"))
     data.setup("predict")
     assert list(data.datasets["predict"].split.names) == ["a", "sub/b"]
+    for source in (tmp_path / "new", tmp_path / "new" / "**" / "*.png"):
+        assert [name for name, _ in find_files(source)] == ["a", "sub/b"]
     assert data.datasets["predict"][1].image.shape == (3, H, W)
 
 

@@ -129,7 +129,7 @@ class WholeFileIO(TorchCheckpointIO):
             reason = error if isinstance(error, OSError) else error.__context__ or error
             raise ValueError(
                 f"{target}: the checkpoint cannot be written ({_in_words(reason)}); make room or choose another "
-                "trainer.default_root_dir. The checkpoint before it is whole: go on with --ckpt_path last"
+                "trainer.default_root_dir. A checkpoint before it is whole: --ckpt_path last goes on from it"
             ) from error
 
 

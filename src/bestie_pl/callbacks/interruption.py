@@ -214,6 +214,26 @@ class Interruption(Callback):
             procs.clear()
 
 
+def end_with_parent(parent: int | None = None, *, seconds: float = FOLLOWING) -> None:
+    """Let this process end some seconds after the one that started it, wherever it waits for that one.
+
+    A first process that is killed, or ended by a signal before a run has begun, tells the others nothing.
+
+    Args:
+        parent: Number of that process, which may be no more; the present parent if omitted.
+        seconds: For this one to end by itself.
+    """
+    parent = os.getppid() if parent is None else parent
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        time.sleep(seconds)
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _first_failure(children: Sequence[subprocess.Popen[bytes]], seconds: float) -> int:
     """Status of the first process to fail; 0 if all end well, or none fails in time."""
     end = time.monotonic() + seconds

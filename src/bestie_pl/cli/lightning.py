@@ -16,17 +16,17 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # public, but not said as mypy expects it
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
 from bestie_pl.callbacks.checkpoints import NewestState, WholeFileIO
 from bestie_pl.callbacks.cues import CueWriter
 from bestie_pl.callbacks.finite import StopAtNonFinite
-from bestie_pl.callbacks.interruption import Interruption
+from bestie_pl.callbacks.interruption import Interruption, end_with_parent
 from bestie_pl.callbacks.monitoring import TrainingMonitor
 from bestie_pl.callbacks.pictures import PictureWriter
 from bestie_pl.callbacks.predictions import PredictionWriter
@@ -92,6 +92,9 @@ KNOWN_CLASSES = [
 SEED = 3407
 FOLDER_VARIABLE = "BESTIE_RUN_FOLDER"
 """How a run's folder reaches the processes that Lightning starts for the other ranks."""
+
+FIRST_VARIABLE = "BESTIE_FIRST_PROCESS"
+"""How they know which process started them."""
 
 PRECISIONS = {"bf16-true": "bf16-mixed", "16-true": "16-mixed", "64-true": "32-true", "64": "32-true"}
 """What a precision is refused for, and what to use instead."""
@@ -355,6 +358,10 @@ def run(args: list[str] | None = None) -> None:
     torch.set_float32_matmul_precision("high")
     if _is_first():
         os.environ.pop(FOLDER_VARIABLE, None)
+        os.environ[FIRST_VARIABLE] = str(os.getpid())
+    else:  # started by the first one, or by another program
+        first = os.environ.get(FIRST_VARIABLE)
+        end_with_parent(None if first is None else int(first))
     try:
         _run(args)
     except MisconfigurationException as error:

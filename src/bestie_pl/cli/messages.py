@@ -119,6 +119,7 @@ _TYPES = {
     "str": "a text (quote it)",
     "tuple": "a list",
     "list": "a list",
+    "Sequence": "a list",
     "dict": "a mapping of names to values",
 }
 """What YAML's values are called."""

@@ -142,7 +142,8 @@ def require_folder(path: Path, holds: str) -> Path:
     from bestie_pl.data import shards  # which is made of what is here
 
     if not path.is_dir() and shards.open_shards(path) is None:
-        raise FileNotFoundError(f"no such folder: {path}; expected {holds}")
+        what = "is no folder" if path.exists() else "no such folder"
+        raise FileNotFoundError(f"{what}: {path}; expected {holds}")
     return path
 
 
@@ -245,8 +246,10 @@ def in_one_move(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o644)  # mkstemp's files are private
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # a full disk does not say what was being written
         raise
 
 

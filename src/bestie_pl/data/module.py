@@ -408,7 +408,7 @@ class InstanceDataModule(pl.LightningDataModule):
             raise ValueError("the images of predict_images have no tags, and cues need them; choose a split with tags")
         folder = require_folder(self.predict_images, "images to predict")
         found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        paths = sorted(path for path in found if not is_hidden(path, folder))
+        paths = sorted(path for path in found if not is_hidden(path, folder) and not path.is_dir())
         if not paths:
             raise UserError(f"{folder}: no image in it; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
         files = [path.relative_to(folder).as_posix() for path in paths]

@@ -26,7 +26,8 @@ class Unreadable:
 
     def __init__(self, images: Sequence[str], most: int) -> None:
         self.images, self.most = images, most
-        self._known = torch.zeros(len(images), dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
+        self._known = torch.zeros(len(images), dtype=torch.bool)
+        self._known.share_memory_()  # type: ignore[no-untyped-call]
 
     def open(self, index: int) -> tuple[int, Image.Image]:
         """The ``index``-th image or the next one that can be read, and its number.

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from bestie_pl.data.files import check_unique
+from bestie_pl.data.files import check_unique, is_hidden
 from bestie_pl.data.formats.images import IMAGE_SUFFIXES, open_image, to_rgb
 from bestie_pl.drawing import Picture, to_picture
 
@@ -66,10 +66,10 @@ def find_files(source: str | os.PathLike[str]) -> list[tuple[str, Path]]:
     """Names and paths of the image files that a path, a folder or a pattern means; see ``open_source``."""
     text, path = os.fspath(source), Path(source)
     if path.is_dir():
-        base, paths = path, sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        base, paths = path, sorted(p for p in path.rglob("*") if _is_image(p, path))
     elif not path.exists() and glob.has_magic(text):
         base = Path(*_before_magic(path))
-        paths = sorted(p for p in map(Path, glob.glob(text, recursive=True)) if p.suffix.lower() in IMAGE_SUFFIXES)
+        paths = sorted(p for p in map(Path, glob.glob(text, recursive=True)) if _is_image(p, base))
     elif path.is_file():
         return [(path.stem, path)]
     else:
@@ -79,6 +79,11 @@ def find_files(source: str | os.PathLike[str]) -> list[tuple[str, Path]]:
     names = [p.relative_to(base).with_suffix("").as_posix() for p in paths]
     check_unique(base, names)
     return list(zip(names, paths, strict=True))
+
+
+def _is_image(path: Path, base: Path) -> bool:
+    """Whether a name below ``base`` is that of an image; hidden files and folders are none."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path, base) and not path.is_dir()
 
 
 def _before_magic(path: Path) -> Iterator[str]:
