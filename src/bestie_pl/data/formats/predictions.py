@@ -21,7 +21,7 @@ LABEL_THRESHOLD = 0.5
 
 A training image's tags are given, so the surest instance of each tagged class is a label whatever its score: how high
 scores rise depends on the length of a training and on its loss weights (after a short one on photographs 3 % of the
-tags had an instance above 0.3, the paper's least score of a refined label). Neither paper nor release say what they did.
+tags had an instance above 0.3, the least score of a refined label). Neither paper nor release say how they chose.
 """
 
 REMEDY = "predict the training images first, with the same class names, and give labels_from the folder `predictions`"
