@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
-import signal
 import warnings
-import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
@@ -25,6 +21,7 @@ from bestie_pl.data.formats.classes import alike, check_class_names
 from bestie_pl.data.formats.images import IMAGE_SUFFIXES, ImageFiles
 from bestie_pl.data.formats.points import image_name
 from bestie_pl.data.formats.predictions import LABEL_THRESHOLD
+from bestie_pl.data.loaders import collate_evaluated, open_loader
 from bestie_pl.data.resuming import position, settle
 from bestie_pl.data.samplers import (
     EvaluationBatches,
@@ -35,18 +32,15 @@ from bestie_pl.data.samplers import (
     repeat_factors,
     run_seed,
 )
-from bestie_pl.data.samples import STRIDE, EvaluationSamples, Sample, Split, TrainingSamples, collate
+from bestie_pl.data.samples import EvaluationSamples, Sample, Split, TrainingSamples, collate
 from bestie_pl.data.unreadable import Unreadable
 from bestie_pl.errors import UserError
 from bestie_pl.ops.labels import pseudo_labels
 from bestie_pl.recipe import RULES, Recipe
-from bestie_pl.structures import Batch, Cues, Geometry, Supervision
+from bestie_pl.structures import Batch, Geometry, Supervision
 
 Stage = Literal["train", "val", "test", "predict"]
 SemanticSource = Literal["folder", "ground_truth", "none"]
-
-WORKERS_LEFT = 30.0
-"""Seconds that a worker lives on after SIGTERM; the step for which it is needed has less."""
 
 
 class InstanceDataModule(pl.LightningDataModule):
@@ -287,7 +281,9 @@ class InstanceDataModule(pl.LightningDataModule):
                 f"{len(sampler)} training images per process make no batch of {self.batch_size}; use a smaller "
                 "batch_size"
             )
-        return self._loader(dataset, collate, batch_size=self.batch_size, sampler=sampler, drop_last=True)
+        return open_loader(
+            dataset, self.num_workers, collate, batch_size=self.batch_size, sampler=sampler, drop_last=True
+        )
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
         """Each image once; none where training goes without validation, whatever a tuner asks for."""
@@ -429,74 +425,8 @@ class InstanceDataModule(pl.LightningDataModule):
             join=stage != "predict" and len(dataset) > 0,
         )
         truth = dataset.split.truth is not None
-        return self._loader(dataset, partial(_collate, classes=self.num_classes, truth=truth), batch_sampler=batches)
-
-    def _loader(
-        self, dataset: Dataset[Sample], collate_fn: Callable[[Sequence[Sample]], Batch], **kwargs: Any
-    ) -> DataLoader[Sample]:
-        # keywords only: Lightning makes prediction loaders anew from the arguments
-        return ResumableLoader(
-            dataset,
-            num_workers=self.num_workers,
-            collate_fn=collate_fn,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
-            worker_init_fn=_leave_signals_to_the_process,
-            **kwargs,
-        )
-
-
-class ResumableLoader(DataLoader[Sample]):
-    """A loader that goes on where a training was interrupted: its sampler asks the trainer for the place."""
-
-    def __iter__(self) -> Any:
-        """Iterate; workers that are left when Python ends are told so, as they do not listen to its SIGTERM."""
-        iterator = super().__iter__()
-        if self.num_workers > 0:
-            atexit.register(_end_workers, weakref.ref(iterator))
-        return iterator
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing; Lightning takes a loader without this for one that starts from the first image again."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See ``state_dict``."""
-
-
-def _collate(samples: Sequence[Sample], *, classes: int, truth: bool) -> Batch:
-    """A batch of evaluated images; of none where a process has no image."""
-    if samples:
-        return collate(samples, multiple=STRIDE)
-    nothing = () if truth else None
-    return Batch(
-        images=torch.zeros(0, 3, STRIDE, STRIDE, dtype=torch.uint8),
-        tags=torch.zeros(0, classes, dtype=torch.bool),
-        cues=Cues.empty(),
-        names=(),
-        sizes=(),
-        original_sizes=(),
-        references=nothing,
-        semantic_references=nothing,
-    )
-
-
-def _leave_signals_to_the_process(worker: int) -> None:
-    """A signal to all processes of a run ends it after the step, for which the workers are needed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _end_soon)
-
-
-def _end_workers(iterator: weakref.ref[Any]) -> None:
-    if (left := iterator()) is not None:
-        left._shutdown_workers()
-
-
-def _end_soon(number: int, frame: FrameType | None) -> None:
-    """A second one ends the worker, as time does: Python sends it to workers that hang at its exit, and waits."""
-    signal.signal(number, signal.SIG_DFL)
-    if hasattr(signal, "setitimer"):  # not on Windows, where nothing sends it
-        signal.setitimer(signal.ITIMER_REAL, WORKERS_LEFT)
+        collate_fn = partial(collate_evaluated, classes=self.num_classes, truth=truth)
+        return open_loader(dataset, self.num_workers, collate_fn, batch_sampler=batches)
 
 
 def _check_range(rule: str, holds: bool, found: object) -> None:
