@@ -87,6 +87,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Rows]]] = {
     "ablation": ("results/shapes/ablation_points.json", seeds_table),
     "nuclei": ("results/nuclei/points.json", seeds_table),
     "table3": ("results/shapes/table3.json", seeds_table),
+    "foreground": ("results/shapes/foreground.json", seeds_table),
     "table4": ("results/shapes/table4.json", partial(seeds_table, columns={"maps_miou": "mIoU of the maps"} | HEAD)),
     "table5": ("results/shapes/table5.json", seeds_table),
     "shares": (SHARES, partial(seeds_table, columns={"share": "share of full"} | HEAD)),
