@@ -324,6 +324,11 @@ def _worth_saying(record: logging.LogRecord) -> bool:
     return NOT_WORTH_SAYING.search(record.getMessage()) is None
 
 
+def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:
+    """A warning as users need it; Python's own form shows the file and line that gave it."""
+    return f"bestie-pl: warning: {message}\n"
+
+
 def data_parser(command: str, purpose: str) -> BestieParser:
     """A parser of the same configurations for a command that needs their data alone; it may take more options."""
     parser = BestieParser(prog=f"bestie-pl {command}", description=purpose)
@@ -352,6 +357,7 @@ def run(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=r".*smaller than the logging interval.*")
     # scores are exchanged by the metrics themselves
     warnings.filterwarnings("ignore", message=r".*self\.log\('(val|test).*sync_dist=True.*")
+    warnings.formatwarning = _one_line
     for package in ("pytorch_lightning", "lightning_fabric"):
         for module in ("rank_zero", "seed"):
             logging.getLogger(f"{package}.utilities.{module}").addFilter(_worth_saying)
