@@ -303,7 +303,7 @@ class InstanceDataModule(pl.LightningDataModule):
         training = batch.semantic is not None or (self.trainer is not None and self.trainer.training)
         if not training:
             return replace(batch, images=batch.images.float() / 255)
-        if self.recipe == "paper":
+        if self.recipe != "release":
             # the draws follow from seed, process and number of the batch: the same after an interruption
             number = self.batches_augmented
             if self.trainer is not None and self.trainer.training:
