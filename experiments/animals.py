@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as rle
 
-from bestie_pl import BestieModule, FolderDataModule
+from bestie_pl import BestieModule, FolderDataModule, MaskRCNNModule
 from bestie_pl.callbacks.scores import environment
 from bestie_pl.data.files import write_json
 from bestie_pl.drawing import overlay, sheet, write_picture
@@ -89,6 +89,8 @@ WRITTEN = {
 }
 """The maps that trainings learn from."""
 PICTURES = 8
+SURE = 0.5
+"""Least score of a detector's instances in the pictures."""
 SUPERVISIONS: tuple[Supervision, ...] = ("tags", "full", "points")
 TRUE = ["--data.init_args.semantic_source=ground_truth"]
 CUE_THRESHOLD = 0.2
@@ -368,14 +370,17 @@ def stage_of(variant: str) -> str:
 
 def draw(chain: Chain, path: Path) -> None:
     """What the networks of the first seed find on some test photographs, chosen by their names."""
-    stages = {"tags": "tags", "tags, another round": "round2", "points": "points", "full supervision": "full"}
+    stages = {"tags": "tags", "tags, second stage": "tags_second", "points": "points", "full supervision": "full"}
     checkpoints = {title: chain.folder / name / "checkpoints/last.ckpt" for title, name in stages.items()}
     checkpoints = {title: checkpoint for title, checkpoint in checkpoints.items() if checkpoint.exists()}
     if path.exists() or not checkpoints:
         return
     names = photographs(chain.root, "test")[::PICTURE_EVERY][:PICTURES]
     (chain.root / "pictures.txt").write_text("".join(f"{name}\n" for name in names))
-    modules = [BestieModule.load_from_checkpoint(file, map_location="cpu").eval() for file in checkpoints.values()]
+    modules = [
+        (MaskRCNNModule if "second" in title else BestieModule).load_from_checkpoint(file, map_location="cpu").eval()
+        for title, file in checkpoints.items()
+    ]
     data = FolderDataModule(
         str(chain.root),
         annotations="instances_test.json",
@@ -392,10 +397,22 @@ def draw(chain: Chain, path: Path) -> None:
         assert batch.references is not None
         with Image.open(chain.root / "images" / f"{batch.names[0]}.jpg") as file:
             image = np.asarray(file.convert("RGB"))
-        found = [module.predict_instances(batch)[0][0] for module in modules]
+        found = [
+            sure(module.predict_step(batch, 0)[0])
+            if isinstance(module, MaskRCNNModule)
+            else module.predict_instances(batch)[0][0]
+            for module in modules
+        ]
         shown = [*(worst_first(instances) for instances in found), batch.references[0]]
         rows.append([image, *(overlay(image, paint(instances)) for instances in shown)])
     write_picture(path, sheet(rows, ["photograph", *checkpoints, "ground truth"]))
+
+
+def sure(instances: Instances) -> Instances:
+    """Those that a detector means, whose others overlap them."""
+    kept = (instances.scores >= SURE).nonzero()[:, 0]
+    masks = tuple(instances.masks[number] for number in kept.tolist())
+    return Instances(masks, instances.classes[kept], instances.scores[kept], instances.size)
 
 
 def worst_first(instances: Instances) -> Instances:
