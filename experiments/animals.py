@@ -284,6 +284,11 @@ class Chain:
         path = self.folder / stage / f"{name}.json"
         return json.loads(path.read_text()) if path.exists() else None
 
+    def quality_of_labels(self, supervision: Supervision) -> dict[str, float] | None:
+        """What the labels of the second stage are worth; None if there are none."""
+        path = self.folder / f"{supervision}_labels.report.json"
+        return json.loads(path.read_text())["quality"] if path.exists() else None
+
     def seconds(self) -> dict[str, float]:
         """What each stage took."""
         paths = sorted(self.folder.glob("*/*_seconds.json"))
@@ -326,6 +331,8 @@ class Tables:
         self.write("instances", rows, "map50", {})
         rows = {name: scores_of(self.chain.report(stage, "scores_test")) for name, stage in SECOND_STAGE.items()}
         self.write("table1", rows, "map50", {})
+        of_labels = {str(s): self.chain.quality_of_labels(s) for s in SUPERVISIONS if s != "full"}
+        self.write("labels", of_labels, "precision", {})
         tried = {name: scores_of(self.chain.report(stage_of(name), "scores_test")) for name in VARIANTS}
         settings = {name: list(options) for name, (_, options) in VARIANTS.items()}
         self.write("variants", tried, "map50", settings)

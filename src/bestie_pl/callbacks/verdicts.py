@@ -39,10 +39,8 @@ def of_cues(names: Sequence[str], shares: Sequence[float | None], cues_per_tag: 
         return f"most images tagged {lost[0]} have no cue above {threshold:g} ({lost[1]} have one): {remedy}"
     if cues_per_tag > MANY_CUES:
         return f"{cues_per_tag:.1f} cues a tag above {threshold:g}: raise cue_threshold, or the classifier's cue_window"
-    share, name = min((share, name) for name, share in known.items())
-    least = f"least: {name}, {100 * share:.0f} %"
-    text = f"{GOOD}every class has a cue above {threshold:g} in most of its images ({least})"
-    return f"{text}, {cues_per_tag:.1f} cues a tag"
+    most = f"every class has a cue above {threshold:g} in most of its images"
+    return f"{GOOD}{most} ({_least(known)}), {cues_per_tag:.1f} cues a tag"
 
 
 def of_maps(names: Sequence[str], shares: Sequence[float | None], figures: Mapping[str, float | None]) -> str:
@@ -71,14 +69,17 @@ def of_maps(names: Sequence[str], shares: Sequence[float | None], figures: Mappi
         return f"{100 * agreement:.0f} % of the pixels are as before: this round repeats its teacher, leave it out"
     if agreement is not None and agreement < DIFFERS:
         return f"only {100 * agreement:.0f} % of the pixels are as before: the network has not learnt them, more steps"
-    share, name = min((share, name) for name, share in known.items())
-    least = f"least: {name}, {100 * share:.0f} %"
-    return f"{GOOD}every class has pixels in most of its images ({least}), {100 * undecided:.0f} % undecided"
+    return f"{GOOD}every class has pixels in most of its images ({_least(known)}), {100 * undecided:.0f} % undecided"
 
 
 def _known(names: Sequence[str], shares: Sequence[float | None]) -> dict[str, float]:
     pairs = zip(names, shares, strict=True)
     return {name: share for name, share in pairs if share is not None and not math.isnan(share)}
+
+
+def _least(shares: Mapping[str, float]) -> str:
+    share, name = min((share, name) for name, share in shares.items())
+    return f"least: {name}, {100 * share:.0f} %"
 
 
 def _listed(shares: Mapping[str, float]) -> tuple[str, str] | None:
