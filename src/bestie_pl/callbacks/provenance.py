@@ -23,8 +23,9 @@ FILE = "made_by.yaml"
 """In each folder of predictions, cues or maps, whose files end in json, txt or png."""
 
 OF_TRAINING = {
-    *("optimization", "loss_weights", "backbone_weights", "init_from"),
-    *("compile_network", "alpha_ramp_steps", "balance"),
+    *("optimization", "optimizer", "lr", "backbone_lr_factor", "weight_decay", "warmup_steps"),
+    *("loss_weights", "center_weight", "offset_weight", "semantic_weight"),
+    *("backbone_weights", "init_from", "compile_network", "alpha_ramp_steps", "balance"),
 }
 """Settings of modules that change no prediction of given weights."""
 
