@@ -1,7 +1,8 @@
-"""Draw figures 6 and 7 of the paper from results/shapes/curves.json: label quality and mAP50 over training."""
+"""Draw figures 6 and 7 of the paper from a curves.json: label quality and mAP50 over training."""
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,16 @@ from matplotlib.axes import Axes
 
 from experiments.runs import ROOT
 
-FOLDER = ROOT / "results/shapes"
-
 
 def main() -> None:
     """Write ``figure6.png`` and ``figure7.png`` beside the numbers."""
-    rows = json.loads((FOLDER / "curves.json").read_text())["rows"]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("results/shapes"))
+    folder: Path = ROOT / parser.parse_args().folder
+    rows = json.loads((folder / "curves.json").read_text())["rows"]
     poolings = sorted({row["name"].split(": ")[0] for row in rows})
-    draw(rows, poolings, FOLDER / "figure6.png", "objects of the training crops with a right label (%)", labels)
-    draw(rows, poolings, FOLDER / "figure7.png", "mAP50 on validation images (%)", scores)
+    draw(rows, poolings, folder / "figure6.png", "objects of the training crops with a right label (%)", labels)
+    draw(rows, poolings, folder / "figure7.png", "mAP50 on validation images (%)", scores)
 
 
 def draw(rows: list[dict[str, Any]], poolings: list[str], path: Path, what: str, lines_of: Any) -> None:

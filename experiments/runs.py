@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shlex
@@ -10,30 +11,33 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bestie_pl.callbacks.scores import environment
 from bestie_pl.data.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 ANEW = "--trainer.callbacks.overwrite=true"
 """Of the writer named before it: cues and maps of an earlier network, which the folder may hold, are not kept."""
 METRICS = ("map25", "map50", "map70", "map75", "miou")
+FIGURES = ("true_positives", "recall", "precision")
+CURVES = ("val/map50", *(f"train/{labels}/{figure}" for labels in ("pseudo", "refined") for figure in FIGURES))
 
 
 def command(*arguments: str, threads: int | None = None, log: Path | None = None) -> None:
     """Run ``bestie-pl`` with arguments in the repository's root; its output goes to the terminal or to a file."""
-    environment = {**os.environ, "WANDB_MODE": "disabled", "PYTHONWARNINGS": "ignore"}
+    variables = {**os.environ, "WANDB_MODE": "disabled", "PYTHONWARNINGS": "ignore"}
     if threads is not None:
-        environment |= {"OMP_NUM_THREADS": str(threads)}
+        variables |= {"OMP_NUM_THREADS": str(threads)}
     line = [sys.executable, "-m", "bestie_pl", *arguments]
     if log is None:
-        subprocess.run(line, cwd=ROOT, env=environment, check=True)
+        subprocess.run(line, cwd=ROOT, env=variables, check=True)
         return
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
-        result = subprocess.run(line, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        result = subprocess.run(line, cwd=ROOT, env=variables, stdout=file, stderr=subprocess.STDOUT)
     if result.returncode:
         raise SystemExit(f"bestie-pl {shlex.join(arguments)} failed, see {log}")
 
@@ -83,6 +87,61 @@ def clear(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
+def curves_of(folder: Path) -> dict[str, Any] | None:
+    """Logged numbers over the optimiser steps of a run: label quality of training images (figure 6), mAP50 (figure 7).
+
+    None of a run that has not ended.
+    """
+    series: dict[str, list[tuple[int, float]]] = {}
+    for path in sorted((folder / "logs").glob("*/metrics.csv")) if (folder / "scores_test.json").exists() else ():
+        with path.open() as file:
+            for line in csv.DictReader(file):
+                for name in CURVES:
+                    if line.get(name):
+                        series.setdefault(name, []).append((int(line["step"]), float(line[name])))
+    return {name: sorted(set(points)) for name, points in series.items()} or None
+
+
+def row_of(name: str, by_seed: Mapping[int, dict[str, Any]], metric: str | None, settings: Any) -> dict[str, Any]:
+    """A row of a table: what each seed gave, and mean and spread of ``metric`` if there is one."""
+    row: dict[str, Any] = {"name": name, "seeds": list(by_seed), "settings": settings}
+    runs = list(by_seed.values())
+    if metric is not None:
+        values = [figures[metric] for figures in runs]
+        row |= {"values": values, "mean": statistics.mean(values)}
+        row |= {"std": statistics.stdev(values) if len(values) > 1 else None}
+        row["all"] = {key: [figures[key] for figures in runs] for key in runs[0]}
+    return row | {"by_seed": runs}
+
+
+def add_seed(
+    path: Path,
+    seed: int,
+    rows: Mapping[str, dict[str, Any] | None],
+    *,
+    command: str,
+    metric: str | None = "map50",
+    settings: Mapping[str, Sequence[str]] | None = None,
+    seconds: dict[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """Add a seed's figures to a table, or replace what the table had of it; rows without figures stay as they were.
+
+    ``seconds``: what each stage of this seed took. Returns all rows of the table.
+    """
+    stored = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    known = {row["name"]: dict(zip(row["seeds"], row["by_seed"], strict=True)) for row in stored["rows"]}
+    content = []
+    for name, added in rows.items():
+        by_seed = dict(sorted((known.get(name, {}) | ({seed: added} if added else {})).items()))
+        if by_seed:
+            content.append(row_of(name, by_seed, metric, list((settings or {}).get(name, ()))))
+    table: dict[str, Any] = {"metric": metric, "command": command, "environment": environment(), "rows": content}
+    if seconds is not None:
+        table["seconds"] = stored.get("seconds", {}) | {str(seed): seconds}
+    write_json(path, table)
+    return content
+
+
 def write_table(
     path: Path,
     results: dict[tuple[str, int], dict[str, Any]],
@@ -92,22 +151,10 @@ def write_table(
     """Write and print one row a setting from the results of all settings and seeds; mAP50 is the row's figure."""
     rows = []
     for name in settings:
-        runs = [results[name, seed] for seed in seeds]
-        values = {metric: [run["scores"][f"test/{metric}"] for run in runs] for metric in METRICS}
-        figures = values["map50"]
-        rows.append(
-            {
-                "name": name,
-                "seeds": list(seeds),
-                "values": figures,
-                "mean": statistics.mean(figures),
-                "std": statistics.stdev(figures) if len(figures) > 1 else 0.0,
-                "all": values,
-                "settings": settings[name],
-                "seconds": [run["seconds"] for run in runs],
-            }
-        )
-        print(f"{name:<26}{rows[-1]['mean']:.3f} ± {rows[-1]['std']:.3f}   {[round(v, 3) for v in figures]}")
-    environment = results[next(iter(results))]["environment"]
-    command = shlex.join(["python", *sys.argv])
-    write_json(path, {"metric": "map50", "command": command, "environment": environment, "rows": rows})
+        runs = {seed: results[name, seed] for seed in seeds}
+        figures = {seed: {metric: run["scores"][f"test/{metric}"] for metric in METRICS} for seed, run in runs.items()}
+        rows.append(row_of(name, figures, "map50", settings[name]) | {"seconds": [r["seconds"] for r in runs.values()]})
+        spread = f" ± {rows[-1]['std']:.3f}" if len(runs) > 1 else ""
+        print(f"{name:<26}{rows[-1]['mean']:.3f}{spread}   {[round(value, 3) for value in rows[-1]['values']]}")
+    head = {"metric": "map50", "command": shlex.join(["python", *sys.argv])}
+    write_json(path, head | {"environment": results[next(iter(results))]["environment"], "rows": rows})

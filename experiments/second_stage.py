@@ -1,45 +1,40 @@
-"""Table 1 on shapes: before and after the second stage, from tags and points, beside a Mask R-CNN on true instances.
+"""Table 1: before and after the second stage, from tags and points, beside a Mask R-CNN on true instances.
 
 For each seed the stages of configs/shapes/pipeline.yaml, which are kept: an interrupted call goes on where it stopped.
-Writes results/shapes/table1.json, one row for each row of the paper's table (a dagger marks its second stages).
+Writes results/shapes/table1.json, one row for each row of the paper's table (a dagger marks its second stages). The
+same on nuclei, which have points alone: ``--pipeline configs/nuclei/pipeline.yaml --runs runs/second_stage_nuclei
+--output results/nuclei/table1.json --rows points points_second full full_second``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from bestie_pl.callbacks.scores import environment
 from bestie_pl.cli.main import main as bestie
-from bestie_pl.data.files import write_json, write_text
-from experiments.runs import ROOT
+from bestie_pl.data.files import write_text
+from experiments.runs import ROOT, add_seed
 
 METRICS = ("map25", "map50", "map70", "map75")
 ROWS = {
-    "tags": ("tags", "BESTIE"),
-    "tags_second": ("tags", "BESTIE †: a Mask R-CNN on its labels"),
-    "tags_itself": ("tags", "BESTIE, trained on its own labels for as many steps"),
-    "points": ("points", "BESTIE"),
-    "points_second": ("points", "BESTIE †: a Mask R-CNN on its labels"),
-    "full": ("full", "BESTIE's network on true instances"),
-    "full_second": ("full", "Mask R-CNN on true instances"),
+    "tags": "tags: BESTIE",
+    "tags_second": "tags: BESTIE †, a Mask R-CNN on its labels",
+    "tags_itself": "tags: BESTIE, trained on its own labels for as many steps",
+    "points": "points: BESTIE",
+    "points_second": "points: BESTIE †, a Mask R-CNN on its labels",
+    "full": "full: BESTIE's network on true instances",
+    "full_second": "full: Mask R-CNN on true instances",
 }
 LABELS = {"tags_second": "tags_labels", "tags_itself": "tags_labels", "points_second": "points_labels"}
 """Whose labels a row learns from."""
-PAPER = {
-    "tags": {"map25": 53.5, "map50": 41.8, "map70": 28.3, "map75": 24.2},
-    "tags_second": {"map25": 61.2, "map50": 51.0, "map70": 31.9, "map75": 26.6},
-    "points": {"map25": 58.6, "map50": 46.7, "map70": 33.1, "map75": 26.3},
-    "points_second": {"map25": 66.4, "map50": 56.1, "map70": 36.5, "map75": 30.2},
-    "full_second": {"map25": 76.7, "map50": 67.9, "map70": 52.5, "map75": 44.9},
-}
-"""The paper's figures on VOC 2012 val, in per cent. Source: its table 1."""
 
 
 def main() -> None:
@@ -52,13 +47,12 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--output", type=Path, default=Path("results/shapes/table1.json"))
     arguments = parser.parse_args()
-    results: dict[str, list[dict[str, Any]]] = {row: [] for row in arguments.rows}
+    command = shlex.join(["python", "-m", "experiments.second_stage", *sys.argv[1:]])
     for seed in arguments.seeds:
         folder: Path = ROOT / arguments.runs / f"seed{seed}"
         run(arguments.pipeline, folder, seed, arguments.rows, arguments.steps)
-        for row in arguments.rows:
-            results[row].append(figures_of(folder, row))
-    write_table(ROOT / arguments.output, results, arguments.seeds)
+        figures = {ROWS[row]: figures_of(folder, row) if row in arguments.rows else None for row in ROWS}
+        show(add_seed(ROOT / arguments.output, seed, figures, command=command))
 
 
 def run(pipeline: Path, folder: Path, seed: int, stages: list[str], steps: int | None) -> None:
@@ -87,31 +81,12 @@ def figures_of(folder: Path, row: str) -> dict[str, Any]:
     return figures | {"seconds": json.loads((folder / f"{row}.done.json").read_text())["seconds"]}
 
 
-def write_table(path: Path, results: dict[str, list[dict[str, Any]]], seeds: list[int]) -> None:
-    """Write and print one row a stage; mAP50 is the row's figure."""
-    rows = []
-    print(f"{'supervision':<10}{'row':<54}" + "".join(f"{name:>8}" for name in METRICS))
-    for row, runs in results.items():
-        supervision, name = ROWS[row]
-        means = {metric: statistics.mean(run[metric] for run in runs) for metric in METRICS}
-        values = [run["map50"] for run in runs]
-        rows.append(
-            {
-                "name": f"{supervision}: {name}",
-                "supervision": supervision,
-                "stage": row,
-                "seeds": seeds,
-                "values": values,
-                "mean": means["map50"],
-                "std": statistics.stdev(values) if len(values) > 1 else None,
-                "means": means,
-                "by_seed": runs,
-                "paper_voc": PAPER.get(row),
-            }
-        )
-        print(f"{supervision:<10}{name:<54}" + "".join(f"{100 * means[metric]:8.1f}" for metric in METRICS))
-    head = {"metric": "map50", "command": " ".join(["python -m experiments.second_stage", *sys.argv[1:]])}
-    write_json(path, head | {"environment": environment(), "rows": rows})
+def show(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the table, a row a stage; mAP50 is the row's figure."""
+    print(f"{'':<64}" + "".join(f"{name:>8}" for name in METRICS))
+    for row in rows:
+        means = (statistics.mean(row["all"][name]) for name in METRICS)
+        print(f"{row['name']:<64}" + "".join(f"{100 * mean:8.1f}" for mean in means))
 
 
 if __name__ == "__main__":

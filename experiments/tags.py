@@ -9,19 +9,16 @@ add seeds.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bestie_pl.callbacks.scores import environment
 from bestie_pl.data.files import write_json
-from experiments.runs import ANEW, METRICS, ROOT, clear, command, fit_and_test
+from experiments.runs import ANEW, METRICS, ROOT, add_seed, clear, command, curves_of, fit_and_test
 
 RESULTS = Path("results/shapes")
 POOLINGS = {"mean": "mean pooling", "ngwp": "nGWP pooling"}
@@ -57,9 +54,8 @@ SOURCES = {
 
 DATA = ("--data.init_args.clutter=0.25", "--data.init_args.generator_seed=1")
 """The scenes of configs/shapes/tags.yaml, for configurations that are written for others."""
-FIGURES = ("true_positives", "recall", "precision")
-CURVES = ("val/map50", *(f"train/{labels}/{figure}" for labels in ("pseudo", "refined") for figure in FIGURES))
-METRIC_OF = {"classifiers": "instances_with_one_cue"}
+METRIC_OF = {"classifiers": "instances_with_one_cue", "curves": None}
+"""What a row's mean is of, where it is not mAP50."""
 KINDS = {
     "full": ("full supervision", "full"),
     "points": ("points", "full"),
@@ -286,11 +282,11 @@ def main() -> None:
         run_all(
             with_needed(seed.stages, arguments.only),
             arguments.jobs,
-            partial(add_seed, ROOT / arguments.results, number),
+            partial(write_tables, ROOT / arguments.results, number),
         )
 
 
-def add_seed(folder: Path, seed: int, results: dict[str, dict[str, Any]]) -> None:
+def write_tables(folder: Path, seed: int, results: dict[str, dict[str, Any]]) -> None:
     """Put what one seed gave so far into the tables; a row needs all that it is made of."""
     tables: dict[str, dict[str, dict[str, Any] | None]] = {}
 
@@ -301,7 +297,7 @@ def add_seed(folder: Path, seed: int, results: dict[str, dict[str, Any]]) -> Non
     for pooling, label in POOLINGS.items():
         for row in ROWS:
             add("table3", f"{label}: {row}", scores_of, f"table3/{pooling}/{row}")
-            add("curves", f"{label}: {row}", curves_of, f"table3/{pooling}/{row}")
+            add("curves", f"{label}: {row}", curves_of_result, f"table3/{pooling}/{row}")
     for foreground in FOREGROUND:
         stage = "table3/ngwp/PAM, IAG, refinement, clustering" if foreground == "given" else f"foreground/{foreground}"
         add("foreground", foreground, scores_of, stage)
@@ -319,7 +315,19 @@ def add_seed(folder: Path, seed: int, results: dict[str, dict[str, Any]]) -> Non
     switches = {f"{label}: {row}": ROWS[row] for label in POOLINGS.values() for row in ROWS}
     settings = switches | {source: (option,) for source, option in SOURCES.items()} | CLASSIFIERS
     for name, rows in tables.items():
-        merge(folder / f"{name}.json", seed, rows, settings)
+        add_seed(
+            folder / f"{name}.json",
+            seed,
+            rows,
+            command="python -m experiments.tags",
+            metric=METRIC_OF.get(name, "map50"),
+            settings=settings,
+        )
+
+
+def curves_of_result(result: dict[str, Any]) -> dict[str, Any]:
+    """See ``curves_of``."""
+    return curves_of(ROOT / result["folder"]) or {}
 
 
 def scores_with_maps(result: dict[str, Any], maker: dict[str, Any]) -> dict[str, float]:
@@ -346,39 +354,6 @@ def figures_of_classifier(result: dict[str, Any]) -> dict[str, float]:
         "tag_map": result["scores_test"]["scores"]["test/map"],
         "maps_miou": result["semantic_maps"]["miou"],
     }
-
-
-def curves_of(result: dict[str, Any]) -> dict[str, list[tuple[int, float]]]:
-    """Logged numbers over the optimiser steps: label quality of training images (figure 6), mAP50 on val (figure 7)."""
-    series: dict[str, list[tuple[int, float]]] = {}
-    for path in sorted((ROOT / result["folder"] / "logs").glob("*/metrics.csv")):
-        with path.open() as file:
-            for line in csv.DictReader(file):
-                for name in CURVES:
-                    if line.get(name):
-                        series.setdefault(name, []).append((int(line["step"]), float(line[name])))
-    return {name: sorted(set(points)) for name, points in series.items()}
-
-
-def merge(path: Path, seed: int, rows: dict[str, dict[str, Any] | None], settings: Mapping[str, Sequence[str]]) -> None:
-    """Add a seed to a table, or replace what the table had of it; rows without figures stay as they were."""
-    stored = json.loads(path.read_text())["rows"] if path.exists() else []
-    known = {row["name"]: dict(zip(row["seeds"], row["by_seed"], strict=True)) for row in stored}
-    metric = METRIC_OF.get(path.stem, "map50")
-    content = []
-    for name, added in rows.items():
-        by_seed = dict(sorted((known.get(name, {}) | ({seed: added} if added else {})).items()))
-        if not by_seed:
-            continue
-        row: dict[str, Any] = {"name": name, "seeds": list(by_seed), "settings": list(settings.get(name, ()))}
-        if path.stem != "curves":
-            row["values"] = values = [figures[metric] for figures in by_seed.values()]
-            row["mean"] = statistics.mean(values)
-            row["std"] = statistics.stdev(values) if len(values) > 1 else None
-            row["all"] = {key: [figures[key] for figures in by_seed.values()] for key in next(iter(by_seed.values()))}
-        content.append(row | {"by_seed": list(by_seed.values())})
-    head = {"metric": metric, "command": "python -m experiments.tags", "environment": environment()}
-    write_json(path, head | {"rows": content})
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from experiments import second_stage
+from experiments.runs import add_seed
 
 
-def test_the_table_has_a_row_a_stage_and_the_papers_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_has_a_row_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[list[str]] = []
 
     def pipeline(line: list[str]) -> int:
@@ -41,7 +42,7 @@ def test_the_table_has_a_row_a_stage_and_the_papers_figures(tmp_path: Path, monk
     content = json.loads(output.read_text())
     before, after = content["rows"]
     assert before["values"] == pytest.approx([0.1, 0.2]) and after["values"] == pytest.approx([0.3, 0.4])
-    assert after["means"]["map75"] == pytest.approx(0.35) and after["paper_voc"]["map50"] == 51.0
+    assert after["all"]["map75"] == pytest.approx([0.3, 0.4]) and after["mean"] == pytest.approx(0.35)
     assert after["by_seed"][0]["labels"] == {"number": 9, "precision": 0.5} and "labels" not in before["by_seed"][0]
     assert "--steps 7" in content["command"] and content["environment"]["torch"]
 
@@ -49,3 +50,17 @@ def test_the_table_has_a_row_a_stage_and_the_papers_figures(tmp_path: Path, monk
 def test_its_rows_are_stages_of_the_pipeline() -> None:
     stages = yaml.safe_load((second_stage.ROOT / "configs/shapes/pipeline.yaml").read_text())["stages"]
     assert {*second_stage.ROWS, *second_stage.LABELS.values()} <= stages.keys()
+
+
+def test_a_table_grows_by_seeds_and_keeps_the_rows_of_other_calls(tmp_path: Path) -> None:
+    table = tmp_path / "table.json"
+    add_seed(table, 2, {"a": {"map50": 0.4}, "b": {"map50": 0.1}}, command="x", seconds={"fit": 2.0})
+    add_seed(table, 1, {"a": {"map50": 0.2}, "b": None, "c": None}, command="x", seconds={"fit": 1.0})
+    rows = add_seed(table, 2, {"a": {"map50": 0.6}, "b": None}, command="x", settings={"a": ["--option"]})
+    assert json.loads(table.read_text())["rows"] == rows
+    assert [(row["name"], row["seeds"], row["values"]) for row in rows] == [
+        ("a", [1, 2], [0.2, 0.6]),
+        ("b", [2], [0.1]),
+    ]
+    assert rows[0]["mean"] == pytest.approx(0.4) and rows[0]["std"] == pytest.approx(0.2828427)
+    assert rows[1]["std"] is None and rows[0]["settings"] == ["--option"]

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from bestie_pl.callbacks import verdicts
 from bestie_pl.callbacks.provenance import weights_of
-from bestie_pl.callbacks.resume import ResumableWriter, below_root, images_of
+from bestie_pl.callbacks.reporting import ReportingWriter, computed, tell
+from bestie_pl.callbacks.resume import below_root
 from bestie_pl.callbacks.run_folder import publish, run_folder
 from bestie_pl.callbacks.scores import environment
 from bestie_pl.data.files import write_json, write_text
 from bestie_pl.data.formats.cues import format_cues, read_cues
+from bestie_pl.data.samples import Sample
 from bestie_pl.metrics.cues import CueQuality
 from bestie_pl.modules.peak_attention import PeakAttentionModule
 from bestie_pl.ops.cues import CUE_THRESHOLD
@@ -38,7 +39,7 @@ SETTINGS = (
 """What the report repeats of the classifier's settings."""
 
 
-class CueWriter(ResumableWriter):
+class CueWriter(ReportingWriter):
     """Write each image's cues to ``<output_dir>/<image name>.txt``: lines ``x y class conf``, classes ascending.
 
     That is the form of release 12.8, which ``supervision: tags`` reads. Files appear complete or not at all; a run
@@ -98,16 +99,9 @@ class CueWriter(ResumableWriter):
                 write_text(self._file(trainer, name), format_cues(cues))
             self._measure(trainer, name, batch.original_sizes[b], tags[b], references[b])
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Measure the cues of earlier runs too, and let the first process write the report."""
-        if stage == "predict" and isinstance(pl_module, PeakAttentionModule):
-            images = images_of(trainer)
-            for index in self.left_out[trainer.global_rank :: trainer.world_size]:
-                assert images is not None  # who left them out knows them
-                sample = images[index]
-                self._measure(trainer, sample.name, sample.original_size, sample.tags, sample.references)
-            self._report(trainer, pl_module)
-        super().teardown(trainer, pl_module, stage)
+    def measure_again(self, trainer: pl.Trainer, sample: Sample) -> None:
+        """Add the cues of an earlier run."""
+        self._measure(trainer, sample.name, sample.original_size, sample.tags, sample.references)
 
     def _measure(
         self, trainer: pl.Trainer, name: str, size: tuple[int, int], tags: Tensor, references: Instances | None
@@ -115,12 +109,10 @@ class CueWriter(ResumableWriter):
         """Add one image to the figures, as its file says: that is what training reads."""
         self.quality.update(read_cues(self._file(trainer, name), size, len(tags)), tags, references)
 
-    def _report(self, trainer: pl.Trainer, module: PeakAttentionModule) -> None:
-        with warnings.catch_warnings():  # a process without an image is fine
-            warnings.filterwarnings("ignore", message=".*before the ``update`` method.*")
-            if trainer.world_size > 1:
-                self.quality.to(trainer.strategy.root_device)  # states are gathered on the device of the processes
-            figures = {name: value.cpu() for name, value in self.quality.compute().items()}
+    def report(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write ``cue_report.json`` and tell the verdict."""
+        assert isinstance(pl_module, PeakAttentionModule)
+        figures = {name: value.cpu() for name, value in computed(trainer, self.quality).items()}
         if not trainer.is_global_zero:
             return
         numbers = {name: _plain(value) for name, value in figures.items()}
@@ -129,12 +121,12 @@ class CueWriter(ResumableWriter):
             {"threshold": threshold, **{name: column[row] for name, column in columns.items()}}
             for row, threshold in enumerate(self.quality.thresholds)
         ]
-        verdict = self._verdict(trainer, module.class_names, rows, numbers["tags"])
+        verdict = self._verdict(trainer, pl_module.class_names, rows, numbers["tags"])
         content = {
             "verdict": verdict,
             "folder": str(self.folder(trainer)),
-            **weights_of(trainer, module),
-            "settings": {name: module.hparams[name] for name in SETTINGS},
+            **weights_of(trainer, pl_module),
+            "settings": {name: pl_module.hparams[name] for name in SETTINGS},
             **{name: value for name, value in numbers.items() if not isinstance(value, list)},
             "thresholds": rows,
             "environment": environment(),
@@ -142,8 +134,7 @@ class CueWriter(ResumableWriter):
         write_json(run_folder(trainer) / "cue_report.json", content)
         publish(trainer, "cue_report.json")
         rank_zero_info(f"Cues in {self.folder(trainer)}: {rows[0]['cues']} in {numbers['images']} images.")
-        tell = rank_zero_info if verdict.startswith(verdicts.GOOD) else rank_zero_warn
-        tell(f"Cues: {verdict}.")
+        tell("Cues", verdict)
 
     def _verdict(self, trainer: pl.Trainer, names: Sequence[str], rows: Sequence[dict[str, Any]], tags: int) -> str:
         """By the threshold that the data's training uses, or the nearest one of the report."""

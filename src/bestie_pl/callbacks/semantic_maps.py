@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn import functional as F
 
 from bestie_pl.callbacks import verdicts
 from bestie_pl.callbacks.provenance import weights_of
-from bestie_pl.callbacks.resume import ResumableWriter, below_root, images_of
+from bestie_pl.callbacks.reporting import ReportingWriter, computed, tell
+from bestie_pl.callbacks.resume import below_root
 from bestie_pl.callbacks.run_folder import publish, run_folder
 from bestie_pl.callbacks.scores import environment
 from bestie_pl.data.files import require_folder, write_json
 from bestie_pl.data.formats.maps import MapFolder, read_if_present, write_semantic
+from bestie_pl.data.samples import Sample
 from bestie_pl.metrics.semantic import SemanticIoU
 from bestie_pl.metrics.semantic_maps import SemanticMapFigures
 from bestie_pl.modules.peak_attention import ActivationPrediction
@@ -49,7 +50,7 @@ class MakesMaps(Protocol):
     makes_semantic_maps: bool
 
 
-class SemanticMapWriter(ResumableWriter):
+class SemanticMapWriter(ReportingWriter):
     """Write a semantic map of each image to ``<output_dir>/<image name>.png``, a palette PNG as the release has them.
 
     Does its work where the module makes maps (SemanticModule, ImportedMaps), or activation maps (the classifier):
@@ -155,18 +156,10 @@ class SemanticMapWriter(ResumableWriter):
                 agreement=None if agreement is None else agreement[b],
             )
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Measure the maps of earlier runs too, and let the first process write the report."""
-        if stage == "predict" and self.applies(trainer, pl_module):
-            images = images_of(trainer)
-            for index in self.left_out[trainer.global_rank :: trainer.world_size]:
-                assert images is not None  # who left them out knows them
-                sample = images[index]
-                semantic = MapFolder(self.folder(trainer), self.names).read(sample.name, sample.original_size)
-                image = sample.image.float() / 255
-                self._measure(sample.name, semantic, sample.tags, image, true=sample.semantic_reference)
-            self._report(trainer, pl_module)
-        super().teardown(trainer, pl_module, stage)
+    def measure_again(self, trainer: pl.Trainer, sample: Sample) -> None:
+        """Add the map of an earlier run."""
+        semantic = MapFolder(self.folder(trainer), self.names).read(sample.name, sample.original_size)
+        self._measure(sample.name, semantic, sample.tags, sample.image.float() / 255, true=sample.semantic_reference)
 
     def _from_activations(self, prediction: ActivationPrediction, batch: Batch) -> tuple[Tensor, ...]:
         maps = []
@@ -206,15 +199,9 @@ class SemanticMapWriter(ResumableWriter):
         if true is not None:
             self.iou.update(semantic.masked_fill(semantic == IGNORE, 0), true)
 
-    def _report(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        with warnings.catch_warnings():  # a process without an image is fine
-            warnings.filterwarnings("ignore", message=".*before the ``update`` method.*")
-            results = []
-            for metric in (self.figures, self.iou):
-                if trainer.world_size > 1:
-                    metric.to(trainer.strategy.root_device)  # states are gathered on the device of the processes
-                results.append(metric.compute())
-        figures, iou = results
+    def report(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write ``semantic_maps.json`` and tell the verdict."""
+        figures, iou = computed(trainer, self.figures), computed(trainer, self.iou)
         if not trainer.is_global_zero:
             return
         by_class = [_number(share) for share in figures.pop("class_tag_recall")]
@@ -243,8 +230,7 @@ class SemanticMapWriter(ResumableWriter):
             f"Semantic maps in {self.folder(trainer)}: "
             + ", ".join(f"{name} {value:.4g}" for name, value in found.items() if value is not None)
         )
-        tell = rank_zero_info if verdict.startswith(verdicts.GOOD) else rank_zero_warn
-        tell(f"Maps: {verdict}.")
+        tell("Maps", verdict)
 
 
 def _number(value: Tensor) -> float | None:
