@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -114,12 +114,14 @@ def test_wrong_suffixes(result: Result, tmp_path: Path) -> None:
 
 
 def test_supervision(result: Result, nothing: Result) -> None:
-    if importlib.util.find_spec("supervision") is None:
-        with pytest.raises(ImportError, match="pip install supervision"):
-            result.to_supervision()
-        return
     detections = result.to_supervision()
     assert detections.class_id.tolist() == [1, 0] and detections["class_name"].tolist() == ["fig", "date"]
     assert detections.area.tolist() == [600, 16]
     assert (np.asarray(detections.mask[1]) == result.masks[1]).all()
     assert len(nothing.to_supervision()) == 0
+
+
+def test_a_package_that_is_not_there(result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(ImportError, match=r"pip install 'bestie-pl\[supervision\]'"):
+        result.to_supervision()

@@ -203,7 +203,9 @@ class Result:
         try:
             import supervision
         except ImportError as error:
-            raise ImportError("to_supervision needs the package supervision: pip install supervision") from error
+            raise ImportError(
+                "to_supervision needs the package supervision: pip install 'bestie-pl[supervision]'"
+            ) from error
         if not len(self):
             return supervision.Detections.empty()
         # there the last row and column belong to a box
