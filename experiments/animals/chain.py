@@ -280,13 +280,19 @@ class Chain:
             self.run(stage, "test", "tags", given, reads=stage)
 
     def another_round(self) -> None:
-        """Labels from the network of ``tags``, a training on them that goes on from it; full supervision as long."""
-        start = [self.cues, *self.start("tags", "Retrained2_maps")]
-        self.run("tags", "predict", "tags", ["--config", "configs/labels.yaml", *start], reads="tags")
-        labels = f"--data.init_args.labels_from={self.folder / 'tags/predictions'}"
-        self.run("round2", "fit", "tags", [*start, labels])
-        self.tested("round2", "tags")
+        """Labels from networks of a first round, trainings on them that go on from these; full supervision as long."""
+        self.round_on("tags", "round2", "tags", [self.cues, *self.start("tags", "Retrained2_maps")])
+        if (self.folder / "points_alone/checkpoints/last.ckpt").exists():
+            self.round_on("points_alone", "points_round2", "points", self.start("points_alone", "Alone2_maps"))
         self.supervised("full_longer", 2)
+
+    def round_on(self, before: str, name: str, config: Supervision, start: Sequence[str]) -> None:
+        """A training on what the network of the stage ``before`` says of its training images."""
+        given = ["--config", "configs/labels.yaml", f"--model.init_args.oracle={config}", *start]
+        self.run(before, "predict", config, given, reads=before)
+        labels = f"--data.init_args.labels_from={self.folder / before / 'predictions'}"
+        self.run(name, "fit", config, [*start, labels])
+        self.tested(name, config)
 
     def second_stages(self) -> None:
         """A second stage for each supervision."""

@@ -41,6 +41,7 @@ KINDS = {
     "tags": ("tags", "full"),
     "full supervision, longer": ("full_longer", "full_longer"),
     "tags, another round": ("round2", "full_longer"),
+    "points, maps grown from them, another round": ("points_round2", "full_longer"),
 }
 """What is compared with full supervision, and with which: one that has as many steps in all."""
 SECOND_STAGE = {

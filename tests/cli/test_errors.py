@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from torch._utils import ExceptionWrapper
 
 from bestie_pl.cli import main as cli
@@ -33,6 +34,19 @@ def _full_disk() -> Any:
 
 def _defect() -> Any:
     return int("seven")
+
+
+class NeedsPackage:
+    """As Lightning's logger for TensorBoard."""
+
+    def __init__(self) -> None:
+        raise ModuleNotFoundError("board is not available. Try `pip install board`.\nHINT: more of it")
+
+
+def _missing_package() -> Any:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--logger", type=NeedsPackage | bool)
+    parser.instantiate(parser.parse_args([f"--logger={__name__}.NeedsPackage"]))
 
 
 def _missing_file() -> Any:
@@ -90,6 +104,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], in
         (_user_error_from_inside_a_library, 2, "b.csv: wrong"),
         (_full_disk, 2, "No space left on device: '/data/a.ckpt'"),
         (_in_worker(_full_disk), 2, "No space left on device: '/data/a.ckpt'"),
+        (_missing_package, 2, "board is not available. Try `pip install board`."),
         (_missing_file, 2, "No such file or directory: '/nowhere/points.txt'"),
         (_in_worker(_missing_file), 2, "No such file or directory: '/nowhere/points.txt'"),
         (_interrupt, 130, "interrupted"),

@@ -152,6 +152,8 @@ def _message_for_user(error: BaseException) -> str | None:
         # a worker names the file of the code in the text of its traceback
         frames = re.findall(r'^  File "(.*?)", line', str(error), re.MULTILINE)
         return _of_worker(error) if frames and frames[-1].startswith(PACKAGE) else None
+    if isinstance(error, ImportError):  # a class that needs a package, such as a logger
+        return str(error).strip().splitlines()[0]
     return str(error).strip() if raised_in in ("bestie_pl", "pytorch_lightning") else None
 
 
