@@ -46,7 +46,7 @@ class NeedsPackage:
 def _missing_package() -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--logger", type=NeedsPackage | bool)
-    parser.instantiate(parser.parse_args([f"--logger={__name__}.NeedsPackage"]))
+    parser.instantiate_classes(parser.parse_args([f"--logger={__name__}.NeedsPackage"]))
 
 
 def _missing_file() -> Any:

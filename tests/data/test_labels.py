@@ -148,6 +148,16 @@ def test_with_points_there_is_one_mask_a_point(voc_folder: Path) -> None:
     assert report["classes"]["dog"]["labels"] == 6 and report["points_without_labels"] == 12
 
 
+def test_points_take_unsure_masks_for_labels_too(voc_folder: Path) -> None:
+    """A point says that there is an object; of the folder as of the file."""
+    folder = predict(voc_folder, [(0, 0.9, 2, 2, 12, 12), (0, 0.2, 2, 12, 12, 22), (1, 0.1, 20, 5, 30, 25)])
+    output = labels(voc_folder, "--data.init_args.supervision=points")
+    for source in (folder, output):
+        for supervision, number in (("points", 3), ("tags", 2 if source == folder else 3)):
+            data = module_of(voc_folder, source, supervision=supervision)
+            assert len(data.datasets["train"][0].predicted.classes) == number, (source, supervision)
+
+
 def module_of(voc_folder: Path, source: Path, **settings: Any) -> VOCDataModule:
     """Whole images."""
     defaults: dict[str, Any] = {"train_split": "train", "num_workers": 0, "batch_size": 6, "crop_size": 64}

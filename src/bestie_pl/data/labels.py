@@ -18,7 +18,7 @@ from bestie_pl.data.files import Packed, require_folder
 from bestie_pl.data.formats.images import load_image
 from bestie_pl.data.formats.predictions import REMEDY, read_predictions
 from bestie_pl.data.formats.truth import COCOTruth, paint_instances
-from bestie_pl.data.samples import IdMap, LabelReader
+from bestie_pl.data.samples import IdMap, LabelReader, PointReader
 from bestie_pl.data.shards import opened_file
 from bestie_pl.ops.masks import encode
 from bestie_pl.structures import Cues
@@ -103,7 +103,13 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def open_labels(
-    path: Path, names: Packed, class_names: Sequence[str], *, least_share: float, weighted: bool
+    path: Path,
+    names: Packed,
+    class_names: Sequence[str],
+    *,
+    points: PointReader | None = None,
+    least_share: float,
+    weighted: bool,
 ) -> LabelReader:
     """Reader of a split's labels.
 
@@ -111,7 +117,9 @@ def open_labels(
         path: A folder of predictions ``NAME.json``, or a file that ``bestie-pl labels`` wrote.
         names: Of the split's images.
         class_names: In the order of the classes' numbers.
-        least_share: Labels are left out whose score is lower than this share of the best one of their class.
+        points: Of the split, if some of its images have points: their predictions are all labels.
+        least_share: Predictions in a folder are left out whose score is lower than this share of the best one of their
+            class. What the file holds was chosen when it was made.
         weighted: Whether a label's score is its weight.
 
     Raises:
@@ -120,7 +128,7 @@ def open_labels(
     """
     if path.suffix != ".json":
         require_folder(path, f"predicted instances NAME.json of the training images; {REMEDY}")
-        return FolderLabels(path, names, tuple(class_names), least_share, weighted)
+        return FolderLabels(path, names, tuple(class_names), points, least_share, weighted)
     categories = read_categories(path)
     index = read_index(path, tuple(categories), keep_masks=True)
     assert index.annotations is not None  # they were asked for
@@ -134,7 +142,6 @@ def open_labels(
         COCOTruth(index.annotations, index.sizes, path),
         torch.tensor([row_of[name] for name in names], dtype=torch.int64),
         torch.tensor([number_of[name] for name in categories.values()]),
-        least_share,
         weighted,
     )
 
@@ -146,33 +153,38 @@ class FolderLabels:
     folder: Path
     names: Packed
     class_names: tuple[str, ...]
+    points: PointReader | None
     least_share: float
     weighted: bool
 
     def __call__(self, index: int, size: tuple[int, int], tags: Tensor) -> IdMap:
         """See ``LabelReader``."""
+        pointed = self.points is not None and self.points(index, size) is not None
         ids, classes, scores = read_predictions(
-            self.folder, self.names[index], size, self.class_names, tags=tags, least_share=self.least_share
+            self.folder,
+            self.names[index],
+            size,
+            self.class_names,
+            tags=tags,
+            least_share=0.0 if pointed else self.least_share,
         )
         return IdMap(ids, classes, scores if self.weighted else None)
 
 
 @dataclass(frozen=True)
 class FileLabels:
-    """Labels of a split's images from one annotation file. See ``LabelReader`` and ``open_labels``.
+    """Labels of a split's images from one annotation file: all of tagged classes. See ``LabelReader``.
 
     Args:
         source: Of the whole file, with classes numbered by category.
         rows: (N,) int64, entry of the file of each image.
         classes: (K,) int64, class of each category.
-        least_share: See ``open_labels``; annotations without a score have 1.
-        weighted: Whether a label's score is its weight.
+        weighted: Whether a label's score is its weight; annotations without a score have 1.
     """
 
     source: COCOTruth
     rows: Tensor
     classes: Tensor
-    least_share: float
     weighted: bool
 
     def __call__(self, index: int, size: tuple[int, int], tags: Tensor) -> IdMap:
@@ -182,8 +194,7 @@ class FileLabels:
         annotations = [a for a in loads(self.source.annotations[row]) if not a.get("iscrowd")]
         scores = torch.tensor([_score(a, self.source.path) for a in annotations], dtype=torch.float32)
         classes = self.classes[categories]
-        best = torch.zeros(len(tags)).scatter_reduce_(0, classes, scores, "amax")
-        kept = (scores >= self.least_share * best[classes]) & tags[classes]
+        kept = tags[classes]
         anew = torch.cat([torch.zeros(1, dtype=torch.int32), kept.int().cumsum(0).int() * kept.int()])
         return IdMap(anew[ids.long()], classes[kept], scores[kept] if self.weighted else None)
 

@@ -71,8 +71,9 @@ class InstanceDataModule(pl.LightningDataModule):
             training, paper table 5, and the second stage): their folder, ``RUN/predictions``, or the file that
             ``bestie-pl labels`` made of it. Of tagged classes, and with ``supervision: points`` those that hold exactly
             one point of their class. With ``tags`` no cues are read then.
-        label_threshold: Least score of such a prediction, relative to the surest of its class in the image, which is a
-            label whatever its score.
+        label_threshold: Least score of a prediction that becomes a label, relative to the surest of its class in the
+            image, which is a label whatever its score. Images with points need none. What a file of labels holds, was
+            chosen by ``bestie-pl labels``.
         label_weights: Such a prediction's score is how much it counts in the losses; all count alike otherwise.
         label_quality: Also read the true instances of training images, to measure the labels, and of predicted images,
             to measure cues. No loss uses them. Training images without (most of VOC's) are left out of the measure.
@@ -362,7 +363,9 @@ class InstanceDataModule(pl.LightningDataModule):
                 self.labels_from,
                 split.names,
                 self.class_names,
-                least_share=self.label_threshold,
+                points=split.points,
+                # points say what an object is
+                least_share=0.0 if self.supervision == "points" and not split.mixed else self.label_threshold,
                 weighted=self.label_weights,
             )
         if self.reads_cues and (split.points is None or split.cues_dir is not None):
