@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 IGNORE = 255
 """Value of a semantic map's pixels that no loss and no label may use."""
@@ -218,12 +217,6 @@ class InstanceMaps(NamedTuple):
     semantic_logits: Tensor
     center_heatmap: Tensor
     offset_field: Tensor
-
-    def resize(self, size: tuple[int, int], *, align_corners: bool = False) -> InstanceMaps:
-        """Bilinear, in float32: half precision loses a pixel of an offset. Offsets keep their unit."""
-        return InstanceMaps(
-            *(F.interpolate(m.float(), size, mode="bilinear", align_corners=align_corners) for m in self)
-        )
 
     def detach(self) -> InstanceMaps:
         """The same values outside the graph."""

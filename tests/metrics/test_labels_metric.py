@@ -27,17 +27,17 @@ def table(ids, classes, weight=None) -> LabeledInstances:
     )
 
 
-def score(labels: LabeledInstances, truth: LabeledInstances, min_area: int = 0) -> dict[str, float]:
-    metric = LabelQuality(min_area)
+def score(labels: LabeledInstances, truth: LabeledInstances) -> dict[str, float]:
+    metric = LabelQuality()
     metric.update(labels, truth)
     return {key: value.item() for key, value in metric.compute().items()}
 
 
-def naive(labels: LabeledInstances, truth: LabeledInstances, min_area: int) -> tuple[int, int, int, float]:
+def naive(labels: LabeledInstances, truth: LabeledInstances) -> tuple[int, int, int, float]:
     """True positives, labels, objects and the sum of the true positives' overlaps, one pair at a time."""
     first, second = labels.ids.numpy(), truth.ids.numpy()
     rows = [n for n in range(1, len(labels.image)) if labels.weight[n] > 0 and (first == n).any()]
-    objects = [m for m in range(1, len(truth.image)) if (second == m).sum() >= max(min_area, 1)]
+    objects = [m for m in range(1, len(truth.image)) if (second == m).any()]
     free, hits, total = set(objects), 0, 0.0
     for n in rows:
         for m in sorted(free):
@@ -50,8 +50,8 @@ def naive(labels: LabeledInstances, truth: LabeledInstances, min_area: int) -> t
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(0, 4), st.integers(0, 2))
-def test_agrees_with_counting_pair_by_pair(seed: int, min_area: int, images: int) -> None:
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2))
+def test_agrees_with_counting_pair_by_pair(seed: int, images: int) -> None:
     rng = np.random.default_rng(seed)
     side = int(rng.integers(1, 4))
     # strips of 1 to 3 pixels, so that overlaps of exactly one half are frequent; ids belong to one image each
@@ -61,8 +61,8 @@ def test_agrees_with_counting_pair_by_pair(seed: int, min_area: int, images: int
     rows = 3 * (images + 1)
     labels = table(ids[0], rng.integers(0, 2, rows).tolist(), rng.choice([0.0, 0.3, 1.0], rows, p=[0.1, 0.4, 0.5]))
     truth = table(ids[1], rng.integers(0, 2, rows).tolist())
-    hits, count, objects, total = naive(labels, truth, min_area)
-    got = score(labels, truth, min_area)
+    hits, count, objects, total = naive(labels, truth)
+    got = score(labels, truth)
     assert (got["true_positives"], got["labels"], got["objects"]) == (hits, count, objects)
     assert got["mean_iou"] == pytest.approx(total / hits, abs=1e-6) if hits else math.isnan(got["mean_iou"])
 
@@ -93,12 +93,6 @@ def test_rows_without_weight_or_pixels_are_no_labels() -> None:
     truth = table([[[1, 1, 2, 2]]], [0, 0])
     result = score(table([[[1, 1, 2, 2]]], [0, 0, 0], [0.1, 0.0, 1.0]), truth)
     assert (result["true_positives"], result["labels"], result["objects"]) == (1, 1, 2)
-
-
-def test_small_objects_are_left_out() -> None:
-    both = table([[[1, 1, 1, 0, 2]]], [0, 0])
-    result = score(both, both, min_area=2)
-    assert (result["true_positives"], result["labels"], result["objects"]) == (1, 2, 1)
 
 
 def test_no_labels_and_no_objects() -> None:

@@ -139,7 +139,10 @@ def test_enlarging_keeps_cells_in_place_at_any_size(hrnet: BestieModel) -> None:
 
 def test_enlarging_to_another_size_stretches_the_whole_map(hrnet: BestieModel) -> None:
     maps = InstanceMaps(*(torch.rand(1, c, 16, 24) for c in (5, 4, 2)))
-    assert largest_difference(hrnet.enlarge(maps, (70, 100)), maps.resize((70, 100))) == 0
+    stretched = InstanceMaps(
+        *(nn.functional.interpolate(m, (70, 100), mode="bilinear", align_corners=False) for m in maps)
+    )
+    assert largest_difference(hrnet.enlarge(maps, (70, 100)), stretched) == 0
 
 
 def test_panoptic_deeplab_enlarges_from_corner_to_corner() -> None:

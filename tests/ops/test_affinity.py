@@ -84,3 +84,10 @@ def test_errors() -> None:
         spread_activations(planes, features, power=0)
     with pytest.raises(ValueError, match="steps not negative"):
         spread_activations(planes, features, steps=-1)
+
+
+def test_mixed_precision_changes_nothing() -> None:
+    planes, features = torch.rand(2, 8, 8), torch.randn(5, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = spread_activations(planes, features)
+    assert torch.equal(inside, spread_activations(planes, features))

@@ -140,6 +140,8 @@ def test_roi_align_keeps_dtype_takes_lists_and_no_box() -> None:
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), expected, atol=0.05, rtol=0.05)
     assert roi_align(values, torch.zeros(0, 5), (2, 4)).shape == (0, 3, 2, 4)
+    without_extent = torch.tensor([[0.0, 3.0, 3.0, 3.0, 3.0]])
+    assert (roi_align(values, without_extent, 2, aligned=True) == 0).all()
 
 
 def test_roi_align_passes_gradients_to_the_features() -> None:

@@ -120,3 +120,14 @@ def test_a_wider_band_decides_less() -> None:
 def test_bad_input(image: Tensor, band: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         grow_semantic(points((1, 1, 0)), image, band=band)
+
+
+def test_mixed_precision_changes_nothing() -> None:
+    """Half precision holds no count above 65,504: large images would become all object."""
+    discs = [(40.0 * y + 30, 40.0 * x + 30, 9.0) for y in range(9) for x in range(9)]
+    image = scene(discs[::5], [0.7] * 17, size=(400, 400))
+    given = points(*((y, x, 0) for y, x, _ in discs[::5]))
+    expected = grow_semantic(given, image)
+    with torch.autocast("cpu", torch.float16):
+        assert torch.equal(grow_semantic(given, image), expected)
+    assert 0.01 < (expected == 1).float().mean() < 0.1

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pycocotools import mask as codec
 
-from bestie_pl.ops.runs import measure, paint_codes, read_runs
+from bestie_pl.ops.runs import covers, measure, paint_codes, read_runs
 
 masks = arrays.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.integers(0, 1))
 
@@ -25,6 +25,13 @@ def test_runs_are_the_pixels_of_the_mask(mask: np.ndarray) -> None:
     start, length = read_runs(code_of(mask))
     pixels = np.concatenate([[], *(np.arange(s, s + n) for s, n in zip(start.tolist(), length.tolist(), strict=True))])
     assert pixels.tolist() == np.flatnonzero(mask.T).tolist()
+
+
+@settings(max_examples=200, deadline=None)
+@given(masks)
+def test_a_mask_covers_its_pixels(mask: np.ndarray) -> None:
+    yx = torch.from_numpy(np.indices(mask.shape).reshape(2, -1).T)
+    assert covers(code_of(mask), yx).tolist() == mask.astype(bool).ravel().tolist()
 
 
 @settings(max_examples=200, deadline=None)

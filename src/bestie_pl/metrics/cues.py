@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 from torchmetrics import Metric
 
-from bestie_pl.ops.masks import decode
+from bestie_pl.ops.runs import covers
 from bestie_pl.structures import Cues, Instances
 
 THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
@@ -80,8 +80,11 @@ class CueQuality(Metric):
         if instances is None:
             return
         crowd = torch.zeros(len(instances), dtype=torch.bool) if instances.crowd is None else instances.crowd
-        y, x = cues.yx.round().long().cpu().unbind(1)
-        inside = decode(instances)[:, y, x] & (instances.classes[:, None] == cues.classes.cpu())  # (M, N)
+        yx = cues.yx.round().long().cpu()
+        inside = torch.zeros(len(instances), len(cues), dtype=torch.bool)
+        for row, code in enumerate(instances.masks):
+            inside[row] = covers(code, yx)
+        inside &= instances.classes[:, None] == cues.classes.cpu()
         inside, crowd = inside.to(sure.device), crowd.to(sure.device)
         right = inside[~crowd].any(0)
         judged = right | ~inside[crowd].any(0)

@@ -17,9 +17,7 @@ class LabelQuality(Metric):
     A label is true if it overlaps an object of its class by at least one half (IoU). An object makes at most one label
     true, and a label counts once. Source: figure 6 of the paper, which plots the true positives over training.
 
-    Args:
-        min_area: Objects with fewer pixels are left out, as no labels are made of so few; a label on one is wrong.
-        kwargs: Of ``torchmetrics.Metric``.
+    Objects of a few pixels, of which no labels are made, count too.
     """
 
     is_differentiable = False
@@ -31,9 +29,8 @@ class LabelQuality(Metric):
     images: Tensor
     iou_sum: Tensor
 
-    def __init__(self, min_area: int = 0, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.min_area = min_area
         for name in ("true_positives", "labels", "objects", "images"):
             self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("iou_sum", torch.tensor(0.0), dist_reduce_fx="sum")
@@ -55,7 +52,7 @@ class LabelQuality(Metric):
         label_area = common.new_zeros(len(labels.image)).index_add_(0, label, common)
         object_area = common.new_zeros(len(truth.image)).index_add_(0, object_, common)
         is_label = (label_area > 0) & (labels.weight > 0)
-        is_object = (object_area > 0) & (object_area >= self.min_area)
+        is_object = object_area > 0
         if measured is not None:
             is_label &= measured[labels.image]
             is_object &= measured[truth.image]

@@ -112,9 +112,11 @@ def match(predictions: Instances, references: Instances, thresholds: Sequence[fl
     best, choice = iou.max(1).values, iou.argmax(1)
     # single precision: 7 pixels of 10 reach a threshold of 0.7
     claims = best[:, None] >= torch.tensor(thresholds, dtype=torch.float32)
-    chosen = torch.nn.functional.one_hot(choice, iou.shape[1])
-    claimed = chosen[:, None] * claims[..., None]  # (N, T, M): prediction claims object at threshold
-    hits[order] = (claimed.bool() & (claimed.cumsum(0) == 1)).any(2)
+    # the first to claim an object has it
+    rank = torch.arange(len(order))[:, None]
+    first = torch.full((iou.shape[1], len(thresholds)), len(order))
+    first.scatter_reduce_(0, choice[:, None].expand_as(claims), rank.where(claims, len(order)), "amin")
+    hits[order] = claims & (first[choice] == rank)
     return hits
 
 

@@ -62,7 +62,7 @@ class BestieModel(nn.Module):
         decoder: ``heads``: three heads on an HRNet's stride-4 map, the paper's VOC network as released; ``pyramid``:
             light feature pyramid for small networks; ``panoptic_deeplab``: the release's ResNet variant.
         recipe: ``release`` starts convolutions from N(0, 0.001) as the authors' release does (with ``heads`` those of
-            the backbone too). ``paper`` does so for the last layer of each head only.
+            the backbone too). ``paper`` does so for the last layers of the centre and offset heads only.
 
     Raises:
         ValueError: Unknown backbone or one that does not fit the decoder; ``num_classes`` below 1.

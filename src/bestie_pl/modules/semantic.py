@@ -129,10 +129,13 @@ class SemanticModule(NetworkModule):
         """Cross-entropy against the maps (paper Eq. 5)."""
         if batch.semantic is None:
             raise ValueError("a training batch needs a semantic map; see Batch")
+        self.choose_weights()
+        maps = self.model(batch.images)
         loss = semantic_loss(
-            self(batch.images),
+            maps.semantic_logits,
             batch.semantic,
             hard_fraction=self.rules.hard_fraction,
+            enlargement=self.model.enlargement(maps, (batch.images.shape[-2], batch.images.shape[-1])),
             mean_over_processes=self.mean_over_processes if self.rules.counts_of == "all" else None,
         )
         self.log("train/loss", loss, prog_bar=True)

@@ -61,10 +61,11 @@ def spread_activations(
         features = F.adaptive_avg_pool2d(features, size)
     cells = features.float().flatten(1)
     unit = F.normalize(cells - cells.mean(1, keepdim=True), dim=0)
-    weights = (unit.T @ unit).clamp(min=0) ** power
-    weights = weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     walked = F.adaptive_avg_pool2d(planes, size).flatten(1)
-    for _ in range(steps):
-        walked = walked @ weights.T
+    with torch.autocast(planes.device.type, enabled=False):
+        weights = (unit.T @ unit).clamp(min=0) ** power
+        weights = weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        for _ in range(steps):
+            walked = walked @ weights.T
     large = F.interpolate(walked.view(1, -1, *size), planes.shape[1:], mode="bilinear", align_corners=False)[0]
     return stretch(stretch(large) * planes.clamp(min=0).sqrt(), least=0.0)

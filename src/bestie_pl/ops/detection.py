@@ -149,7 +149,7 @@ def _samples(
     most = max(0, int(number.max())) if len(number) else 0
     place = torch.arange(most, device=start.device)
     which = torch.arange(cells, device=start.device)
-    step = (cell / number)[:, None, None]
+    step = (cell / number.clamp(min=1))[:, None, None]  # a box without extent has no samples
     at = start[:, None, None] + which[:, None] * cell[:, None, None] + (place + 0.5) * step
     counted = (place < number[:, None, None]) & (at >= -1) & (at <= length)
     at = at.clamp(0, length - 1)

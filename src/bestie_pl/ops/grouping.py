@@ -214,7 +214,7 @@ def group_by_points(
     if (*offset_field.shape[:2], *size) != (batch, 2, height, width):
         raise ValueError(
             f"offset_field is {(*offset_field.shape[:2], *size)}, the class map {tuple(classes.shape)}; "
-            f"expected ({batch}, 2, {height}, {width}): enlarge the maps first (InstanceMaps.resize)"
+            f"expected ({batch}, 2, {height}, {width}): enlarge the maps first (BestieModel.enlarge)"
         )
     component = points.image * SEMANTIC_VALUES + points.classes + 1
     centers = Centers.sorted(component.where(points.scores > 0, NO_COMPONENT), points.yx.float(), points.scores)

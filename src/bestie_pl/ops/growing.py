@@ -93,7 +93,8 @@ def grow_semantic(points: Cues, image: Tensor, *, band: float = BAND) -> Tensor:
     spacing = _spacing(points.yx.float(), size)
     seed = distance <= max(LEAST_SEED, SEED * spacing)
     far = (distance >= min(spacing, _quantile(distance, 1 - FAR))) & ~seed
-    probability = _object_probability(image.float(), distance / (REACH * spacing), cell, seed, far, len(points))
+    with torch.autocast(image.device.type, enabled=False):  # half precision cannot count an image's pixels
+        probability = _object_probability(image.float(), distance / (REACH * spacing), cell, seed, far, len(points))
 
     semantic = (points.classes[cell] + 1).byte()
     semantic[probability <= 0.5 + band] = IGNORE

@@ -344,7 +344,7 @@ def _check_size(values: Tensor, labels: LabeledInstances) -> None:
     if (len(values), *values.shape[2:]) != (batch, height, width):
         raise ValueError(
             f"a map of shape {tuple(values.shape)} does not fit labels of {batch} images of {height} x {width} px; "
-            "enlarge the network's maps to the size of the labels first (InstanceMaps.resize)"
+            "enlarge them first (BestieModel.enlarge), or give their `enlargement`"
         )
 
 

@@ -132,7 +132,7 @@ def gather_foreground(
         if (len(one), *size) != (batch, height, width):
             raise ValueError(
                 f"{name} is {(*one.shape[:2], *size)}, the components are of {batch} maps of {height} x {width}; "
-                "enlarge the maps first (InstanceMaps.resize)"
+                "enlarge the maps first (BestieModel.enlarge)"
             )
     labels = components.labels.flatten()
     # the row of the background has an area of 0

@@ -48,6 +48,22 @@ def read_runs(code: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(start[kept]), torch.from_numpy(length[kept])
 
 
+def covers(code: Mapping[str, Any], yx: Tensor) -> Tensor:
+    """Whether a mask has the pixels ``yx`` (N, 2) int64, which lie in its image: (N,) bool.
+
+    >>> from bestie_pl.ops.masks import encode
+    >>> _, (code,) = encode(torch.tensor([[0, 1], [1, 1]]))
+    >>> covers(code, torch.tensor([[0, 0], [0, 1], [1, 0]])).tolist()
+    [False, True, True]
+    """
+    start, length = read_runs(code)
+    if not len(start):
+        return torch.zeros(len(yx), dtype=torch.bool)
+    place = yx[:, 1] * int(code["size"][0]) + yx[:, 0]
+    run = torch.searchsorted(start, place, right=True) - 1
+    return (run >= 0) & (place < (start + length)[run])
+
+
 def paint_codes(codes: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> Tensor:
     """A label map (H, W) int32: 0 for nothing, ``i + 1`` for code i; later ones cover earlier ones.
 

@@ -185,7 +185,7 @@ def semantic_from_activations(
         background: threshold in (0, 1).
         band: at least 0; 0 ignores nothing.
         iterations: of ``pixel_adaptive_refinement``; 0 leaves the activations as they are.
-        wide: refine over larger distances and stretch the result to a maximum of 1 (``affinity.refine_widely``).
+        wide: refine over larger distances and stretch the result to a maximum of 1 (``refine_widely``).
 
     Returns:
         (H, W) uint8: 0 background, ``c + 1`` class ``c``, 255 undecided. All 0 without a tag.
