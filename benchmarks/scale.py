@@ -128,7 +128,7 @@ class Kind:
 
 
 def _coco(root: str) -> InstanceDataModule:
-    return COCODataModule(root, supervision="tags", semantic_dir="train2017", points_dir="train2017")
+    return COCODataModule(root, supervision="tags", semantic_dir="train2017", cues_dir="train2017")
 
 
 def _coco_truth(root: str) -> InstanceDataModule:

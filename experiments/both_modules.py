@@ -29,12 +29,14 @@ SETS: dict[str, dict[str, Any]] = {
 MODEL = {
     "backbone": "tf_efficientnet_lite0",
     "decoder": "pyramid",
-    "sigma": 16.0,
-    "optimizer": "adamw",
-    "lr": 0.008,
-    "backbone_lr_factor": 0.3,
-    "weight_decay": 0.01,
-    "warmup_steps": 50,
+    "geometry": {"sigma": 16.0},
+    "optimization": {
+        "optimizer": "adamw",
+        "lr": 0.008,
+        "backbone_lr_factor": 0.3,
+        "weight_decay": 0.01,
+        "warmup_steps": 50,
+    },
 }
 
 
@@ -91,7 +93,7 @@ def coco_arguments(data: Path, work: Path) -> dict[str, Any]:
     splits = ("train", "val")
     images = {f"{split}_images": "images" for split in splits}
     annotations = {f"{split}_annotations": f"instances_{split}.json" for split in splits}
-    return {"root": str(data), **images, **annotations, "points_dir": str(work / "points")}
+    return {"root": str(data), **images, **annotations, "cues_dir": str(work / "points")}
 
 
 def folder_arguments(data: Path, work: Path, settings: dict[str, Any]) -> dict[str, Any]:

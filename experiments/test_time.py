@@ -20,7 +20,7 @@ from experiments.runs import ROOT
 
 MIRROR = "--model.init_args.inference.mirror=true"
 SCALES = "--model.init_args.inference.scales=[0.75,1.0,1.25]"
-TWO_MAPS = "--model.init_args.average_offsets=false"
+TWO_MAPS = "--model.init_args.inference.average_offsets=false"
 ROWS = {
     "plain": (),
     "mirror, three maps": (MIRROR,),

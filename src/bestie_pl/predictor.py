@@ -52,7 +52,7 @@ class BestiePredictor(Predictor):
         """
         if Path(path).suffix in EXPORTED:
             exported, found = read_exported(Path(path))
-            return cls(exported, image_scale=image_scale or found, tile=tile, overlap=overlap)
+            return cls(exported, image_scale=found if image_scale is None else image_scale, tile=tile, overlap=overlap)
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         content = read_checkpoint(Path(path))
         module = BestieModule.load_from_checkpoint(path, map_location="cpu", weights_only=True, oracle=None)

@@ -274,10 +274,10 @@ class Batch(_Movable):
         components: of the tagged classes in ``semantic``, shared by transfer and refinement; made on the device.
         pseudo: the labels that training starts from (true instances where the supervision is ``full``).
         truth: true instances of the training crop, for measuring label quality; never used by a loss.
-        measured: (B,) bool: of which images ``truth`` is known; None where it is of all.
+        measured: (B,) bool: of which images ``truth``, or the references, are known; None where they are of all.
         predicted: instances of the training crop that an earlier model predicted, until they are the pseudo labels.
-        references: ground truth at the original size, for evaluation.
-        semantic_references: B maps (H, W) uint8 at the original size, for evaluation.
+        references: ground truth at the original size, for evaluation; no instance where it is not known.
+        semantic_references: B maps (H, W) uint8 at the original size, for evaluation; 255 where it is not known.
     """
 
     images: Tensor

@@ -217,7 +217,7 @@ def test_every_coco_configuration_runs_on_real_photographs(config: str, real_dat
     write_points(root / "instances_train.json", points)
     run(
         *("fit", "--config", config, *SMALL, "--model.init_args.backbone=hrnet_w18_small"),
-        *(f"--data.init_args.root={root}", f"--data.init_args.points_dir={points}"),
+        *(f"--data.init_args.root={root}", f"--data.init_args.cues_dir={points}"),
         *("--data.init_args.train_annotations=instances_train.json", "--data.init_args.train_images=images"),
         *("--data.init_args.val_annotations=instances_val.json", "--data.init_args.val_images=images"),
         *(

@@ -347,7 +347,7 @@ def test_a_size_that_is_not_the_files(coco: Callable[..., COCODataModule]) -> No
 def test_regions_of_the_ground_truth_are_counted(coco: Callable[..., COCODataModule], tmp_path: Path) -> None:
     (tmp_path / "points").mkdir()
     (tmp_path / "points" / "one.txt").write_text("5 5 0 1\n6 6 0 1\n")
-    data = coco(semantic_source="ground_truth", points_dir="points")
+    data = coco(semantic_source="ground_truth", cues_dir="points")
     with pytest.warns(UserWarning, match="ground truth"):
         facts = check(data)
     assert facts.components == {(0, 2): 1}

@@ -73,7 +73,7 @@ def coco_folder(tmp_path: Path) -> Path:
 def module(root: Path, **settings) -> COCODataModule:
     common = {name: "images" for name in ("train_images", "val_images")}
     common |= {name: "all.json" for name in ("train_annotations", "val_annotations")}
-    common |= {"semantic_dir": "maps", "points_dir": "points", "num_workers": 0, "batch_size": 2, "crop_size": 32}
+    common |= {"semantic_dir": "maps", "cues_dir": "points", "num_workers": 0, "batch_size": 2, "crop_size": 32}
     return COCODataModule(str(root), **(common | settings))
 
 
@@ -152,8 +152,8 @@ def test_true_semantic_maps_are_painted(coco_folder):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"points_dir": None}, r"needs a folder of points .*cues_dir or points_dir"),
-        ({"points_dir": None, "supervision": "tags"}, r"needs a folder of cues"),
+        ({"cues_dir": None}, r"needs a folder of points .*cues_dir"),
+        ({"cues_dir": None, "supervision": "tags"}, r"needs a folder of cues"),
         ({"semantic_dir": None}, r"needs a folder of semantic maps .*semantic_dir"),
     ],
 )
@@ -280,7 +280,7 @@ def test_other_categories_in_training_are_refused(coco_folder):
 def test_predict_needs_only_images(coco_folder):
     content = json.loads((coco_folder / "all.json").read_text())
     (coco_folder / "list.json").write_text(json.dumps({"images": content["images"]}))
-    data = module(coco_folder, predict_annotations="list.json", points_dir=None, semantic_dir=None)
+    data = module(coco_folder, predict_annotations="list.json", cues_dir=None, semantic_dir=None)
     data.setup("predict")
     batch = next(iter(data.predict_dataloader()))
     assert batch.names == ("sub/one", "two") and batch.references is None and data.image_ids["two"] == 20
@@ -317,7 +317,7 @@ def nuclei(real_data) -> COCODataModule:
         train_annotations="instances_train.json",
         val_annotations="instances_val.json",
         semantic_dir="semantic",
-        points_dir="points",
+        cues_dir="points",
         image_scale=2.0,
         object_scale=0.3,
         dihedral=True,

@@ -493,7 +493,7 @@ def both_modules(
         val_images=images,
         train_annotations="instances_train.json",
         val_annotations="instances_val.json",
-        points_dir=str(work / "points"),
+        cues_dir=str(work / "points"),
         **settings,
     )
     if "semantic_dir" in settings:

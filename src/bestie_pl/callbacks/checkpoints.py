@@ -15,7 +15,7 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 
 from bestie_pl.callbacks.run_folder import root_of, run_folder
 from bestie_pl.data.files import in_one_move
-from bestie_pl.data.samplers import draw_seed
+from bestie_pl.data.samplers import NETWORK, draw_seed
 from bestie_pl.modules.run_folders import CHECKPOINTS, LAST, link_last, replace_link, sweep
 
 
@@ -63,7 +63,7 @@ class NewestState(ModelCheckpoint):
     ) -> None:
         """Let the network's random draws follow from the step."""
         self._between_steps = False
-        torch.manual_seed(draw_seed(trainer.global_rank, trainer.fit_loop.total_batch_idx))
+        torch.manual_seed(draw_seed(trainer.global_rank, trainer.fit_loop.total_batch_idx, NETWORK))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int

@@ -92,7 +92,9 @@ class CueWriter(ReportingWriter):
         """Write one batch."""
         if not self.applies(trainer, pl_module):
             return
-        tags, references = batch.tags.cpu(), batch.references or (None,) * len(batch)
+        tags, references = batch.tags.cpu(), list(batch.references or (None,) * len(batch))
+        if batch.measured is not None:
+            references = [one if known else None for one, known in zip(references, batch.measured, strict=True)]
         for b, (name, cues) in enumerate(zip(batch.names, prediction.cues, strict=True)):
             # another writer may have asked for an image that has its cues
             if self.overwrite or not self.is_finished(trainer, name):
@@ -101,7 +103,8 @@ class CueWriter(ReportingWriter):
 
     def measure_again(self, trainer: pl.Trainer, sample: Sample) -> None:
         """Add the cues of an earlier run."""
-        self._measure(trainer, sample.name, sample.original_size, sample.tags, sample.references)
+        references = sample.references if sample.measured else None
+        self._measure(trainer, sample.name, sample.original_size, sample.tags, references)
 
     def _measure(
         self, trainer: pl.Trainer, name: str, size: tuple[int, int], tags: Tensor, references: Instances | None

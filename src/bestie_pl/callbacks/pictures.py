@@ -44,8 +44,8 @@ class PictureWriter(Callback):
     """
 
     def __init__(self, count: int = 8, every_n_steps: int | None = None) -> None:
-        if every_n_steps is not None and every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        if count < 1 or (every_n_steps is not None and every_n_steps < 1):
+            raise ValueError(f"count and every_n_steps must be at least 1, got {count} and {every_n_steps}")
         self.count, self.every_n_steps = count, every_n_steps
         self._interval = 0
         self._kept: Batch | None = None

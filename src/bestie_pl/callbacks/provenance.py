@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,34 +83,49 @@ def plain_settings(module: pl.LightningModule) -> dict[str, Any]:
     return plain
 
 
-def claim(folder: Path, mine: dict[str, Any], files: Iterable[Path], *, overwrite: bool) -> None:
+def claim(folder: Path, mine: dict[str, Any], suffix: str, files: Iterable[Path] | None, *, overwrite: bool) -> None:
     """Say in a folder what makes its files; refuse one with files of another making.
 
-    The path of the checkpoint may differ, its hash decides.
+    The path of the checkpoint may differ, its hash decides. Where the folder says what made its files, those of other
+    images count too: they would pass for this run's. Nothing is removed but what this run makes anew.
 
     Args:
         folder: May be absent.
         mine: See ``provenance``.
-        files: Of the images that this run is about, whether they exist or not.
+        suffix: What the names of its files end in.
+        files: Of the images that this run is about, whether they exist or not; None where these are not known.
         overwrite: Remove these files where their making is another or unknown, so that none of them stays.
 
     Raises:
-        ValueError: There are files of another or unknown making, and ``overwrite`` is false; says what differs.
+        ValueError: There are files of another or unknown making which this run does not make anew; says what differs.
     """
     path = folder / FILE
     there = _read(path)
     if there is not None and _compared(there) == _compared(mine):
         return
-    present = [file for file in files if file.is_file()]
-    if present and not overwrite:
-        how = "do not say what made them" if there is None else f"were made with other {_differences(there, mine)}"
+    own = [file for file in files or () if file.is_file()]
+    others: list[Path] = []
+    if there is not None or files is None:
+        known = {file.resolve() for file in own}
+        others = [file for file in sorted(folder.rglob(f"*{suffix}")) if file.resolve() not in known]
+    how = "do not say what made them" if there is None else f"were made with other {_differences(there, mine)}"
+    if files is not None and others and overwrite:
         raise ValueError(
-            f"{folder}: its files ({present[0].name}{' and others' if len(present) > 1 else ''}) {how}; give this run "
-            "another output_dir, or make them anew with the writer's overwrite: true"
+            f"{folder}: files of images that are not predicted now ({_some(others)}) {how}; give this run another "
+            "output_dir, or remove them"
         )
-    for file in present:
+    if not overwrite and (own or others):
+        raise ValueError(
+            f"{folder}: its files ({_some([*own, *others])}) {how}; give this run another output_dir, or make them "
+            "anew with the writer's overwrite: true"
+        )
+    for file in own:
         file.unlink(missing_ok=True)
     write_text(path, yaml.safe_dump(mine, sort_keys=False, allow_unicode=True))
+
+
+def _some(files: Sequence[Path]) -> str:
+    return f"{files[0].name}{' and others' if len(files) > 1 else ''}"
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -26,8 +26,8 @@ class ResumableWriter(BasePredictionWriter):
     ``InstanceDataModule`` every image is predicted again.
 
     ``made_by.yaml`` in the folder says what made the files (weights, settings, version); a run that would make them
-    otherwise is refused (``callbacks.provenance``). At the end every image must have its file, whichever process was to
-    write it.
+    otherwise is refused (``callbacks.provenance``). Predictions that rest on given points are made anew where these are
+    newer. At the end every image must have its file, whichever process was to write it.
 
     Args:
         overwrite: Predict and write all images anew, also in the place of files of another making.
@@ -54,9 +54,12 @@ class ResumableWriter(BasePredictionWriter):
         """What of the writer's own settings decides what is in the files."""
         return {}
 
-    def is_finished(self, trainer: pl.Trainer, name: str) -> bool:
-        """Whether the image has its file."""
-        return self._file(trainer, name).is_file()
+    def is_finished(self, trainer: pl.Trainer, name: str, after: Path | None = None) -> bool:
+        """Whether the image has its file, one that is not older than the file ``after``."""
+        file = self._file(trainer, name)
+        if not file.is_file():
+            return False
+        return after is None or not after.is_file() or file.stat().st_mtime >= after.stat().st_mtime
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave out the finished images, as soon as the weights are known that they would be predicted with."""
@@ -78,7 +81,8 @@ class ResumableWriter(BasePredictionWriter):
         if stage != "predict" or images is None or not self.applies(trainer, pl_module):
             return
         trainer.strategy.barrier("predicted")
-        if trainer.is_global_zero and trainer.limit_predict_batches == 1.0:
+        limit = trainer.limit_predict_batches  # 1 is one batch, 1.0 is all
+        if trainer.is_global_zero and isinstance(limit, float) and limit == 1:
             names = images.split.names
             missing = [name for name in names if not self.is_finished(trainer, name)]
             if missing:
@@ -124,8 +128,10 @@ def _unfinished(trainer: pl.Trainer, module: pl.LightningModule) -> Sequence[int
         raise ValueError(problem)
     finished: list[int] = []
     if trainer.is_global_zero and not any(writer.overwrite for writer in writers):
+        pointed = getattr(module, "reads_points", False)
         for index, name in enumerate(images.split.names):
-            if all(writer.is_finished(trainer, name) for writer in writers):
+            points = images.split.cue_file(index) if pointed else None
+            if all(writer.is_finished(trainer, name, points) for writer in writers):
                 finished.append(index)
     finished = trainer.strategy.broadcast(finished)
     if finished:
@@ -147,9 +153,9 @@ def _claim(
         folder = writer.folder(trainer)
         sweep(folder, age=5)
         # which images there are is known of our own data modules alone
-        files = list(folder.rglob(f"*{writer.suffix}")) if names is None and not writer.overwrite else []
-        files += [writer._file(trainer, name) for name in names or ()]
-        claim(folder, provenance(trainer, module, folder, writer.settings()), files, overwrite=writer.overwrite)
+        files = None if names is None else [writer._file(trainer, name) for name in names]
+        made_by = provenance(trainer, module, folder, writer.settings())
+        claim(folder, made_by, writer.suffix, files, overwrite=writer.overwrite)
 
 
 def _forget(trainer: pl.Trainer) -> None:

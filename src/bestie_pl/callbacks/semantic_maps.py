@@ -204,7 +204,8 @@ class SemanticMapWriter(ReportingWriter):
         figures, iou = computed(trainer, self.figures), computed(trainer, self.iou)
         if not trainer.is_global_zero:
             return
-        by_class = [_number(share) for share in figures.pop("class_tag_recall")]
+        # of a single class, torchmetrics makes a scalar of it
+        by_class = [_number(share) for share in figures.pop("class_tag_recall").reshape(-1)]
         values = {name: _number(value) for name, value in figures.items()}
         verdict = verdicts.of_maps(self.names, by_class, values)
         settings = {name: getattr(pl_module, name) for name in SETTINGS if hasattr(pl_module, name)}

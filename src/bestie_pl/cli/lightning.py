@@ -30,6 +30,7 @@ from bestie_pl.callbacks.interruption import Interruption, end_with_parent
 from bestie_pl.callbacks.monitoring import TrainingMonitor
 from bestie_pl.callbacks.pictures import PictureWriter
 from bestie_pl.callbacks.predictions import PredictionWriter
+from bestie_pl.callbacks.resume import ResumableWriter
 from bestie_pl.callbacks.run_folder import RunFolder, run_folder
 from bestie_pl.callbacks.scores import ScoreWriter, environment
 from bestie_pl.callbacks.screen import Screen
@@ -190,6 +191,9 @@ class BestieCLI(LightningCLI):
             *(PredictionWriter(), SemanticMapWriter(), CueWriter(), Screen()),
         ):
             _add_default(callbacks, default)
+        if config.get("fast_dev_run"):  # what it would write could pass for a real run's
+            writers = (ScoreWriter, PictureWriter, ResumableWriter)
+            callbacks = [callback for callback in callbacks if not isinstance(callback, writers)]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(WholeFileIO())
         if config.get("sync_batchnorm"):

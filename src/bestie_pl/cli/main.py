@@ -119,7 +119,7 @@ def _run(args: list[str] | None) -> int:
 
 def _run_command(name: str, args: list[str]) -> int:
     command = import_module(f"bestie_pl.cli.commands.{name.replace('-', '_')}")
-    if name == "data":  # it reads a configuration
+    if name in ("data", "labels", "sheet"):  # they read a configuration
         from bestie_pl.cli.configuration import guard_configurations
 
         guard_configurations()

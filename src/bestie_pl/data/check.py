@@ -115,7 +115,8 @@ class CheckedImages(Dataset[ImageFacts]):
         if split.tags is not None:
             facts.tags = split.tags[index].nonzero().flatten().tolist()
         semantic = self._read_semantic(facts)
-        if split.truth is not None and facts.size is not None:
+        known = split.truth is not None and (not self.samples.truth_optional or split.truth.known(index))
+        if split.truth is not None and known and facts.size is not None:
             with facts.reading("wrong ground truth"):
                 truth = split.truth(index, facts.size)
                 _count_objects(facts, truth.instances)

@@ -29,7 +29,7 @@ class COCODataModule(InstanceDataModule):
 
     **Categories** become classes 0..C-1 in ascending category id: COCO's 80, whose ids go up to 90, are 0..79 in
     points and 1..80 in semantic maps. ``category_ids`` and ``image_ids`` lead back: predictions carry name and id of
-    the category, and ``bestie-pl export`` joins them into the file that COCO's servers and pycocotools take.
+    the category, and ``bestie-pl coco-results`` joins them into the file that COCO's servers and pycocotools take.
 
     **Tags**: an image has every class that it has an annotation of, crowd regions included: who tags an image does not
     tell single objects from crowds. Training keeps only the tags of its annotation file, unless the settings ask for
@@ -55,7 +55,7 @@ class COCODataModule(InstanceDataModule):
         predict_annotations: Annotation file whose images, in ``test_images`` or ``train_images``, are predicted; the
             test images' if omitted. Annotations in it are not needed.
         semantic_dir: Semantic maps of the training images, ``NAME.png``: 0 background, c + 1 for class c.
-        points_dir: Points or cues, ``NAME.txt`` of lines ``x y class conf`` with classes from 0.
+        cues_dir: Points or cues, ``NAME.txt`` of lines ``x y class conf`` with classes from 0.
         **kwargs: See ``InstanceDataModule``.
     """
 
@@ -71,7 +71,7 @@ class COCODataModule(InstanceDataModule):
         test_annotations: str | None = None,
         predict_annotations: str | None = None,
         semantic_dir: str | None = None,
-        points_dir: str | None = None,
+        cues_dir: str | None = None,
         **kwargs: Any,
     ) -> None:
         base = Path(root)
@@ -90,7 +90,7 @@ class COCODataModule(InstanceDataModule):
             "predict": (train[0] if predict == train[1] else test[0], predict),
         }
         self.semantic_dir = base / semantic_dir if semantic_dir else None
-        self.cues_dir = base / points_dir if points_dir else None
+        self.cues_dir = base / cues_dir if cues_dir else None
 
     def open_split(self, stage: Stage) -> Split:
         """See ``InstanceDataModule``."""

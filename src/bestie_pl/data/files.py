@@ -234,12 +234,16 @@ def is_set(value: object, where: str) -> bool:
     raise UserError(f"{where}: {value!r:.100}; expected 0 or 1")
 
 
+UNFINISHED = ".part-"
+"""In the name of a hidden file that is being written; what a killed process left is swept by it."""
+
+
 @contextmanager
 def in_one_move(path: Path) -> Iterator[Path]:
     """A file beside ``path`` to write to, which takes its place at the end: a killed process leaves old or new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # a part of the name: all of it and more would be too long where the name itself just fits
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}{UNFINISHED}")
     os.close(handle)
     temporary = Path(name)
     try:

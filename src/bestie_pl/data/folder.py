@@ -151,7 +151,7 @@ class FolderDataModule(InstanceDataModule):
             tags=self.table.dense(rows),
             semantic_dir=self.semantic_dir if training and self.semantic_source == "folder" else None,
             cues_dir=self.cues_dir if points is None or mixed else None,
-            truth=self._truth(split, names) if wanted else None,
+            truth=self._truth(split, names, optional=stage == "predict" or not self.leak_notes) if wanted else None,
             points=points,
             mixed=mixed,
         )
@@ -226,7 +226,7 @@ class FolderDataModule(InstanceDataModule):
         rank_zero_info(f"{sum(pointed)} of {len(names)} training images have points; the others have tags{cues}.")
         return True
 
-    def _truth(self, split: str, names: list[str]) -> COCOTruth:
+    def _truth(self, split: str, names: list[str], *, optional: bool) -> COCOTruth:
         if self.annotations is None:
             raise UserError(f"the split {split} needs ground truth; give annotations, a COCO file with true instances")
         path = self.root / self.annotations.replace("{split}", split.removesuffix(".txt"))
@@ -234,15 +234,16 @@ class FolderDataModule(InstanceDataModule):
         index = read_index(path, tuple(categories), keep_masks=True)
         assert index.annotations is not None  # they were asked for
         row_of = {name: row for row, name in enumerate(index.names)}
-        if missing := next((name for name in names if name not in row_of), None):
+        missing = None if optional else next((name for name in names if name not in row_of), None)
+        if missing is not None:
             raise UserError(
                 f"{path}: no image {missing} of the split {split} in `images`; annotate it, or leave it out"
             )
-        rows = torch.tensor([row_of[name] for name in names], dtype=torch.int64)
+        rows = torch.tensor([row_of.get(name, -1) for name in names], dtype=torch.int64)
         number_of = {name: number for number, name in enumerate(self.class_names)}
         classes = [number_of.get(name, -1) for name in categories.values()]
         own = torch.zeros(len(index.names), dtype=torch.bool)
-        own[rows] = True
+        own[rows[rows >= 0]] = True
         used = set(index.tag_class[own[index.tag_row]].tolist())
         for k, (name, number) in enumerate(zip(categories.values(), classes, strict=True)):
             if k in used and number < 0:
@@ -268,6 +269,10 @@ class TablePoints:
     def pointed(self) -> list[bool]:
         """Whether each image has points, or is known to have none."""
         return (self.rows >= 0).tolist()
+
+    def file(self, index: int) -> Path:
+        """See ``PointReader``."""
+        return self.points.path
 
     def __call__(self, index: int, size: tuple[int, int]) -> Cues | None:
         """See ``PointReader``."""
@@ -309,15 +314,16 @@ class TextPoints:
 
     def pointed(self) -> list[bool]:
         """Whether each image has a file."""
-        return [is_file(self._file(name)) for name in self.names]
+        return [is_file(self.file(index)) for index in range(len(self.names))]
+
+    def file(self, index: int) -> Path:
+        """See ``PointReader``."""
+        return as_it_looks(below(self.folder, f"{self.names[index]}.txt"))
 
     def __call__(self, index: int, size: tuple[int, int]) -> Cues | None:
         """See ``PointReader``."""
-        path = self._file(self.names[index])
+        path = self.file(index)
         return read_cues(path, size, self.num_classes) if is_file(path) else None
-
-    def _file(self, name: str) -> Path:
-        return as_it_looks(below(self.folder, f"{name}.txt"))
 
 
 def _has_suffix(file: str) -> bool:

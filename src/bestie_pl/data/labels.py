@@ -14,7 +14,7 @@ from pycocotools import mask as codec
 from torch import Tensor
 
 from bestie_pl.data.coco import read_categories, read_index
-from bestie_pl.data.files import Packed, require_folder
+from bestie_pl.data.files import Packed, is_set, require_folder
 from bestie_pl.data.formats.images import load_image
 from bestie_pl.data.formats.predictions import REMEDY, read_predictions
 from bestie_pl.data.formats.truth import COCOTruth, paint_instances
@@ -191,7 +191,8 @@ class FileLabels:
         """See ``LabelReader``."""
         row = int(self.rows[index])
         ids, categories = paint_instances(self.source(row, size).instances)
-        annotations = [a for a in loads(self.source.annotations[row]) if not a.get("iscrowd")]
+        where = f"{self.source.path}: iscrowd of an annotation"
+        annotations = [a for a in loads(self.source.annotations[row]) if not is_set(a.get("iscrowd"), where)]
         scores = torch.tensor([_score(a, self.source.path) for a in annotations], dtype=torch.float32)
         classes = self.classes[categories]
         kept = tags[classes]

@@ -246,7 +246,8 @@ class InstanceDataModule(pl.LightningDataModule):
         if stage == "fit":
             for note in self.leak_notes:
                 rank_zero_warn(f"Not weakly supervised: {note}.")
-            self._add("train", lambda: self._training_samples(self.open_split("train")))
+            # anew for each training: what it reads depends on who learns
+            self.datasets["train"] = self._training_samples(self.open_split("train"))
         # without validation, training needs no ground truth at all
         skipped = stage == "fit" and self.trainer is not None and self.trainer.limit_val_batches == 0
         if stage in ("fit", "validate") and not skipped:
@@ -254,7 +255,7 @@ class InstanceDataModule(pl.LightningDataModule):
         if stage == "test":
             self._add("test", lambda: self.evaluation_samples(self.open_split("test")))
         if stage == "predict":
-            self._add("predict", lambda: self.evaluation_samples(self._predict_split()))
+            self._add("predict", lambda: self.evaluation_samples(self._predict_split(), truth_optional=True))
 
     def teardown(self, stage: str) -> None:
         """Say how many training images were not seen."""
@@ -329,7 +330,9 @@ class InstanceDataModule(pl.LightningDataModule):
         """Warn if the training goes on with other images than it would have had."""
         now = self.state_dict()
         changed = [
-            f"{name} was {state_dict[name]}, is {now[name]}" for name in now if state_dict.get(name) != now[name]
+            f"{name} was {state_dict[name]}, is {now[name]}"
+            for name in now
+            if name in state_dict and state_dict[name] != now[name]
         ]
         tuned = self.batch_size != self._given_batch_size
         if changed and not tuned and self.trainer is not None and self.trainer.state.fn == "fit":
@@ -370,7 +373,7 @@ class InstanceDataModule(pl.LightningDataModule):
             )
         if self.reads_cues and (split.points is None or split.cues_dir is not None):
             what = "points" if self.supervision == "points" and split.points is None else "cues"
-            _require(split.cues_dir, what, "NAME.txt of lines `x y class conf`", "cues_dir or points_dir")
+            _require(split.cues_dir, what, "NAME.txt of lines `x y class conf`", "cues_dir")
         return TrainingSamples(
             split,
             self.class_names,
@@ -385,7 +388,7 @@ class InstanceDataModule(pl.LightningDataModule):
             unreadable=Unreadable(split.images, self.max_unreadable) if self.max_unreadable else None,
         )
 
-    def evaluation_samples(self, split: Split) -> EvaluationSamples:
+    def evaluation_samples(self, split: Split, *, truth_optional: bool = False) -> EvaluationSamples:
         """The images of a split as they are evaluated: whole, and of the size that the settings ask for."""
         release = self.recipe == "release"
         if self.tags_only:
@@ -395,6 +398,7 @@ class InstanceDataModule(pl.LightningDataModule):
             split,
             self.num_classes,
             self.image_scale,
+            truth_optional=truth_optional,
             fit_stride=release and not self.tags_only,
             square=self.crop_size if release and self.tags_only else None,
         )

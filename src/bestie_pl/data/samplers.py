@@ -22,13 +22,17 @@ def run_seed() -> int:
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
+NETWORK = 1
+"""The stream of what a network draws, such as dropout, which shall not follow the augmentation's draws."""
+
+
 def draw_seed(rank: int, batch: int, *stream: int) -> int:
     """Seed of what is drawn at random for a process's ``batch``-th batch: the same after an interruption.
 
     Args:
         rank: Of the process.
         batch: Counted from the start of the training.
-        stream: Tells apart what draws independently for the same batch.
+        stream: Tells apart what draws independently for the same batch; augmentation has none.
     """
     return int(np.random.SeedSequence([run_seed(), rank, batch, *stream]).generate_state(1, np.uint64)[0])
 

@@ -22,7 +22,7 @@ from bestie_pl.data.files import Packed, as_it_looks, below
 from bestie_pl.data.formats.cues import read_cues
 from bestie_pl.data.formats.images import open_image
 from bestie_pl.data.formats.maps import read_semantic
-from bestie_pl.data.formats.truth import TruthReader, paint_instances
+from bestie_pl.data.formats.truth import Truth, TruthReader, paint_instances
 from bestie_pl.data.shards import is_file
 from bestie_pl.data.unreadable import Unreadable
 from bestie_pl.ops.transfer import instances_from_map
@@ -44,6 +44,9 @@ class PointReader(Protocol):
 
     def __call__(self, index: int, size: tuple[int, int]) -> Cues | None:
         """All with ``image`` 0, in pixels of the file; None if nobody set points on this image: it has tags only."""
+
+    def file(self, index: int) -> Path:
+        """Where the image's points stand."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,12 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def cue_file(self, index: int) -> Path | None:
+        """Where an image's points or cues stand; there may be no such file. None where the split has none."""
+        if self.points is not None and not self.mixed:
+            return self.points.file(index)
+        return None if self.cues_dir is None else below(self.cues_dir, f"{self.names[index]}.txt")
 
     def read_cues(self, index: int, size: tuple[int, int], num_classes: int) -> tuple[Cues, bool | None]:
         """An image's points or cues; and whether they are given points, None where that is the same for all images."""
@@ -218,6 +227,7 @@ class EvaluationSamples(Dataset[Sample]):
         split: What to read.
         num_classes: Classes without background.
         image_scale: Factor by which images are enlarged; references stay at the size of the file.
+        truth_optional: Images without ground truth are no error where the split has some.
         fit_stride: Resize each image to the next multiple of 32, as in release 1.9.
         square: Resize each image to a square of this side, as in release 12.5.
     """
@@ -225,6 +235,7 @@ class EvaluationSamples(Dataset[Sample]):
     split: Split
     num_classes: int
     image_scale: float = 1.0
+    truth_optional: bool = False
     fit_stride: bool = False
     square: int | None = None
 
@@ -235,7 +246,10 @@ class EvaluationSamples(Dataset[Sample]):
         split, name = self.split, self.split.names[index]
         image = open_image(Path(split.images[index]))
         size = (image.height, image.width)
-        truth = split.truth(index, size) if split.truth is not None else None
+        truth, known = None, True
+        if split.truth is not None:
+            known = not self.truth_optional or split.truth.known(index)
+            truth = split.truth(index, size) if known else Truth.unknown(size)
         tags = torch.zeros(self.num_classes, dtype=torch.bool)
         if split.tags is not None:
             tags = split.tags[index]
@@ -252,6 +266,7 @@ class EvaluationSamples(Dataset[Sample]):
             size,
             references=truth.instances if truth else None,
             semantic_reference=truth.semantic if truth else None,
+            measured=known,
         )
         target = scaled(size, self.image_scale)
         if self.fit_stride:

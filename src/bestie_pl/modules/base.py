@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerStatus
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
@@ -68,7 +69,7 @@ class NetworkModule(pl.LightningModule):
 
     Weights to start from are read when training starts: by this module's own ``on_fit_start``, or at the first images
     that it sees in training where another LightningModule holds it, whose ``on_fit_start`` is called instead. They are
-    never read when weights were loaded into it before (a checkpoint, ``load_state_dict``).
+    never read when weights were loaded into it before (a checkpoint, ``load_state_dict``), or after a first training.
 
     Args:
         num_classes: Classes without background.
@@ -97,7 +98,7 @@ class NetworkModule(pl.LightningModule):
         self.num_classes, self.class_names = num_classes, names_of(num_classes, class_names)
         self.backbone_weights, self.init_from = backbone_weights, init_from
         self.optimization = optimization
-        self._weights_are_chosen = False
+        self._weights_are_chosen = self._weights_are_given = False
         self._rate_is_new = False
         self.register_load_state_dict_post_hook(_remember_weights)  # type: ignore[no-untyped-call]
 
@@ -114,15 +115,19 @@ class NetworkModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Read the weights that training starts from, unless a checkpoint has just been restored."""
-        if self.trainer.ckpt_path is None:  # not known in ``setup`` yet
+        if self.trainer.ckpt_path is None and not self._weights_are_given:  # the path is not known in ``setup`` yet
             self.load_first_weights()
-            self._weights_are_chosen = True
+        self._weights_are_chosen = True
 
     def on_train_start(self) -> None:
         """Follow a learning rate that was found after the optimiser was made."""
         if self._rate_is_new:
             follow_new_rate(self.trainer, self.lr)
             self._rate_is_new = False
+
+    def on_fit_end(self) -> None:
+        """Another training goes on from here."""
+        self._weights_are_given = True
 
     def load_first_weights(self) -> None:
         """Read those of an earlier training, or of the backbone alone."""
@@ -173,3 +178,7 @@ class NetworkModule(pl.LightningModule):
 def _remember_weights(module: nn.Module, incompatible: object) -> None:
     assert isinstance(module, NetworkModule)
     module._weights_are_chosen = True
+    # the learning-rate finder puts back what there was before its steps, which nobody has given
+    trainer = module._trainer
+    if trainer is None or trainer.state.status != TrainerStatus.RUNNING:
+        module._weights_are_given = True

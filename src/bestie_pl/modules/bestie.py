@@ -394,6 +394,11 @@ class BestieModule(NetworkModule):
         return instances, semantic
 
     @property
+    def reads_points(self) -> bool:
+        """Whether predictions rest on given points."""
+        return self.oracle == "points"
+
+    @property
     def score_notes(self) -> tuple[str, ...]:
         """What the name of every score must say, in words that follow ``test`` or ``val`` in it."""
         oracle = () if self.oracle is None else (f"oracle_{self.oracle}",)

@@ -29,9 +29,11 @@ class GrownMaps(pl.LightningModule):
     """
 
     makes_semantic_maps = True
+    reads_points = True
 
     def __init__(self, num_classes: int, class_names: Sequence[str] | None = None, *, band: float = BAND) -> None:
         super().__init__()
+        self.save_hyperparameters()
         self.allow_zero_length_dataloader_with_multiple_devices = True
         if not 0 <= band < 0.5:
             raise ValueError(f"expected 0 <= band < 0.5, got {band}")

@@ -100,6 +100,7 @@ def configure(
         return {"optimizer": sgd, "lr_scheduler": {"scheduler": MultiStepLR(sgd, list(DROPS))}}
     optimizer = (torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW)(
         [{"params": list(parameters), "lr": lr} for parameters, lr in rates],
+        lr=settings.lr,
         weight_decay=settings.weight_decay,
         fused=may_fuse(module),
     )
@@ -147,7 +148,7 @@ def configure_detector(
         optimizer = torch.optim.SGD(groups, settings.lr, MOMENTUM, weight_decay=settings.weight_decay)
     else:
         kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-        optimizer = kind(groups, weight_decay=settings.weight_decay, fused=may_fuse(module))
+        optimizer = kind(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=may_fuse(module))
     schedule = step_decay(optimizer, steps_of(module), settings.warmup_steps)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -181,17 +182,18 @@ def follow_new_rate(trainer: pl.Trainer, lr: float) -> None:
 
     Args:
         trainer: With optimisers and schedules.
-        lr: The new rate of the heads; the other groups keep theirs relative to it.
+        lr: The new rate that the optimisers are made for; the groups keep theirs relative to it.
     """
     for config in trainer.lr_scheduler_configs:
         schedule: Any = config.scheduler
         factors = [now / group["initial_lr"] for now, group in _rates(schedule)]
-        heads = schedule.optimizer.param_groups[-1]["initial_lr"]
+        before = schedule.optimizer.defaults["lr"]
         for (_, group), factor in zip(_rates(schedule), factors, strict=True):
-            group["initial_lr"] *= lr / heads if heads else 0.0
+            group["initial_lr"] *= lr / before
             group["lr"] = group["initial_lr"] * factor
         for part in getattr(schedule, "_schedulers", [schedule]):
             part.base_lrs = [group["initial_lr"] for group in schedule.optimizer.param_groups]
+        schedule.optimizer.defaults["lr"] = lr
         schedule._last_lr = [group["lr"] for group in schedule.optimizer.param_groups]
 
 

@@ -160,6 +160,7 @@ class PeakAttentionModule(NetworkModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Binary cross-entropy of the tags (paper section 3.4)."""
+        self.choose_weights()
         logits = self.model.logits(self.model(batch.images, self.training_alpha))
         loss = F.binary_cross_entropy_with_logits(logits, batch.tags.float(), pos_weight=self.pos_weight)
         self.log("train/loss", loss, prog_bar=True)

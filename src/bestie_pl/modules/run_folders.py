@@ -14,7 +14,7 @@ import uuid
 import zipfile
 from pathlib import Path
 
-from bestie_pl.data.files import in_one_move
+from bestie_pl.data.files import UNFINISHED, in_one_move
 
 LOGS = "logs"
 CHECKPOINTS = "checkpoints"
@@ -108,7 +108,7 @@ def replace_link(link: Path, target: Path) -> None:
 
 def sweep(folder: Path, age: float = _STALE) -> None:
     """Remove hidden files that killed processes left half-written, in ``folder`` and below it."""
-    for path in folder.rglob(".*.*"):
+    for path in folder.rglob(f".*{UNFINISHED}*"):
         try:
             if _TEMPORARY.fullmatch(path.name) and path.is_file() and time.time() - path.stat().st_mtime > age:
                 path.unlink()
@@ -116,7 +116,7 @@ def sweep(folder: Path, age: float = _STALE) -> None:
             continue
 
 
-_TEMPORARY = re.compile(r"\..+\.(json|txt|png|ckpt|csv|yaml)\.[a-z0-9_]{8}")
+_TEMPORARY = re.compile(rf"\..+{re.escape(UNFINISHED)}[a-z0-9_]{{8}}")
 
 
 def run_number(run: Path) -> int:

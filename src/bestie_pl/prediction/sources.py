@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bestie_pl.data.files import check_unique, is_hidden
 from bestie_pl.data.formats.images import IMAGE_SUFFIXES, open_image, to_rgb
-from bestie_pl.drawing import Picture, to_picture
+from bestie_pl.drawing import Picture
 
 Source = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | Tensor
 """One image, or with a folder, a pattern or a tensor (B, 3, H, W) several."""
@@ -108,7 +108,7 @@ def _pictures(item: Any, name: str) -> Iterator[Picture]:
 
 
 def _of_array(values: npt.NDArray[Any], name: str) -> Picture:
-    if values.ndim == 3 and values.shape[2] in (3, 4):
+    if values.ndim == 3 and values.shape[2] in (3, 4) and values.size:
         values = values[..., :3]
     elif values.ndim != 2 or not values.size:
         raise ValueError(f"{name}: an array of shape {values.shape}; expected (H, W, 3), (H, W, 4) or (H, W)")
@@ -135,6 +135,5 @@ def _of_tensor(values: Tensor, name: str) -> Picture:
             f"{name}: a tensor of shape {tuple(values.shape)}; expected (3, H, W), (1, H, W), (H, W) or (B, 3, H, W), "
             "channels first (an array has them last)"
         )
-    if planes.is_floating_point():
-        return _of_array(planes.expand(3, -1, -1).permute(1, 2, 0).float().cpu().numpy(), name)
-    return _of_array(to_picture(planes.expand(3, -1, -1)) if values.dtype.itemsize == 1 else planes[0].numpy(), name)
+    planes = planes.cpu().float() if planes.is_floating_point() else planes.cpu()  # NumPy has no bfloat16
+    return _of_array(planes[0].numpy() if len(planes) == 1 else planes.permute(1, 2, 0).numpy(), name)

@@ -314,7 +314,7 @@ def coco(tmp_path: Path) -> Path:
 def coco_config(root: Path, **settings: Any) -> str:
     common = {f"{split}_images": split for split in ("train", "val")}
     common |= {f"{split}_annotations": f"{split}.json" for split in ("train", "val")}
-    return config(root, "COCODataModule", **(common | {"semantic_dir": "maps", "points_dir": "points"} | settings))
+    return config(root, "COCODataModule", **(common | {"semantic_dir": "maps", "cues_dir": "points"} | settings))
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:

@@ -12,6 +12,8 @@ from bestie_pl.data.files import read_text
 from bestie_pl.exported import write_exported
 from bestie_pl.models.exported import FILES, require_onnx
 from bestie_pl.modules.bestie import BestieModule
+from bestie_pl.modules.run_folders import find_checkpoint
+from bestie_pl.modules.weights import sha256
 from bestie_pl.predictor import read_checkpoint, scale_of_training
 
 DATA = ("class_path", "root", "supervision", "semantic_source")
@@ -31,27 +33,33 @@ def main(args: list[str]) -> int:
     path = Path(options.checkpoint)
     content = read_checkpoint(path)
     module = BestieModule.load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
-    run = path.parent.parent  # RUN/checkpoints/last.ckpt
-    scores = run / "scores_test.json"
+    run = path.parent.parent  # RUN/checkpoints/last.ckpt, or the same of one of its runs
     written = write_exported(
         module,
         Path(options.out),
         options.format,
         image_scale=scale_of_training(content),
-        scores=yaml.safe_load(read_text(scores, "scores")) if scores.is_file() else None,
-        data=_data(run),
+        scores=_scores(run, path),
+        data=_data(find_checkpoint(path)),
     )
     for file in written:
         print(f"{file}: {file.stat().st_size / 2**20:.1f} MB")
     return 0
 
 
-def _data(run: Path) -> dict[str, Any]:
-    """What the newest configuration in the folder of a run says of its data; nothing if there is none."""
-    configurations = sorted(run.glob("logs/version_*/config.yaml"), key=lambda path: path.stat().st_mtime)
-    if not configurations:
+def _scores(run: Path, checkpoint: Path) -> dict[str, Any] | None:
+    """The newest test in the folder of a run, if these weights were tested."""
+    path = run / "scores_test.json"
+    content = yaml.safe_load(read_text(path, "scores")) if path.is_file() else {}
+    return content if content.get("sha256") == sha256(find_checkpoint(checkpoint)) else None
+
+
+def _data(checkpoint: Path) -> dict[str, Any]:
+    """What the configuration of the training that left a checkpoint says of its data; nothing if there is none."""
+    configuration = checkpoint.resolve().parent.parent / "config.yaml"  # logs/version_N/checkpoints/step=N.ckpt
+    if not configuration.is_file():
         return {}
-    content = yaml.safe_load(read_text(configurations[-1], "the configuration of a run"))
+    content = yaml.safe_load(read_text(configuration, "the configuration of a run"))
     data = content.get("data") or {}
     known = {"class_path": data.get("class_path"), **(data.get("init_args") or {})}
     return {name.replace("_", " "): known[name] for name in DATA if known.get(name) is not None}

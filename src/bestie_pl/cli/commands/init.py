@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +55,7 @@ def main(args: list[str]) -> int:
 
 def commands(found: Survey, stages: list[str]) -> Iterator[str]:
     """The command lines of the whole way, in order."""
-    config = {name: f"--config {found.root / 'configs' / name}.yaml" for name in stages}
+    config = {name: f"--config {shlex.quote(str(found.root / 'configs' / f'{name}.yaml'))}" for name in stages}
     # the first stage that is trained has all labels that are there by then
     checked = next(name for name in stages if name != "maps")
     for name in stages:
@@ -66,8 +67,9 @@ def commands(found: Survey, stages: list[str]) -> Iterator[str]:
             yield f"bestie-pl predict {config[name]}" + (" --ckpt_path last" if name != "maps" else "")
     if found.annotations is not None:
         yield f"bestie-pl test {config['instances']} --ckpt_path last"
-    last = found.root / "runs" / "instances" / "checkpoints" / "last.ckpt"
-    yield f"bestie-pl segment {found.root / 'images'} --checkpoint {last} --out {found.root / 'found'}"
+    paths = ("images", "runs/instances/checkpoints/last.ckpt", "found")
+    images, last, out = (shlex.quote(str(found.root / path)) for path in paths)
+    yield f"bestie-pl segment {images} --checkpoint {last} --out {out}"
 
 
 def configurations(found: Survey, device: Device) -> Iterator[tuple[str, str]]:
@@ -116,10 +118,9 @@ def configurations(found: Survey, device: Device) -> Iterator[tuple[str, str]]:
                 {**trained, "callbacks": [*_writers("CAM_maps"), {"class_path": "CueWriter"}]},
                 found,
                 {
-                    "supervision": "tags",
+                    **weak,
                     "semantic_source": Choice("none", "images and tags are all that it sees"),
                     "predict_split": found.splits[0],
-                    "cues_dir": "Peak_points",
                     **shared,
                     "eval_batch_size": Choice(1, "images of different sizes are seen one by one anyway"),
                     "scale_range": Choice([0.7, 1.1], "a crop without the tagged object would teach the wrong thing"),

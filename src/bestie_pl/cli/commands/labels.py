@@ -89,7 +89,7 @@ def _collect(data: InstanceDataModule, folder: Path, most: int) -> tuple[dict[st
         of_class = classes.bincount(minlength=data.num_classes)
         counts += of_class
         tags_without += tags & (of_class == 0)
-        if data.label_quality and split.truth is not None:
+        if data.label_quality and split.truth is not None and split.truth.known(index):
             truth = split.truth(index, size).instances
             labels = Instances(encode(ids)[1], classes, scores, size)
             for metric in precisions.values():
@@ -107,7 +107,7 @@ def _collect(data: InstanceDataModule, folder: Path, most: int) -> tuple[dict[st
         },
         "rules": {
             "supervision": data.supervision,
-            "label_threshold": data.label_threshold,
+            "label_threshold": None if pointed else data.label_threshold,  # of images that have tags only
             "min_area": min_area,
             "max_per_image": most,
         },

@@ -69,17 +69,9 @@ def main(args: list[str]) -> int:
     for stage in wanted:
         if absent := [path for path in stage.inputs if not path.exists()]:
             raise FileNotFoundError(f"{options.config}: stage {stage.name}: no input {absent[0]}; make it first")
-        key = _key(stage, code)
-        record = json.loads(stage.beside(".done.json").read_text()) if stage.beside(".done.json").is_file() else {}
-        done = record.get("key") == key and record["outputs"] == [digest(path) for path in stage.outputs]
-        if not done:
-            record = {"key": key, **_run(stage)}
+        record, made = _run_if_needed(stage, code)
         verdict = ", ".join(f"{label} {number:.4g}" for label, number in record["verdict"].items())
-        print(f"{stage.name:<{width}}{record['seconds']:8.0f} s  {'kept' if done else 'made'}  {verdict}", flush=True)
-        if not done:
-            from bestie_pl.data.files import write_json  # here, not above: it takes a second
-
-            write_json(stage.beside(".done.json"), record | {"outputs": [digest(path) for path in stage.outputs]})
+        print(f"{stage.name:<{width}}{record['seconds']:8.0f} s  {'made' if made else 'kept'}  {verdict}", flush=True)
     print(f"{len(wanted)} stages, {time.monotonic() - start:.0f} s; all in {stages[0].folder.parent}")
     return 0
 
@@ -104,8 +96,9 @@ def read_pipeline(path: Path, folder: str | None = None) -> list[Stage]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: is no YAML ({error}); restore it") from error
-    if not isinstance(content, dict) or not content.get("stages") or not (folder or content.get("folder")):
-        raise ValueError(f"{path}: expected `folder` and `stages`; {FORM}")
+    parts = content if isinstance(content, dict) else {}
+    if not isinstance(parts.get("stages"), dict) or not parts["stages"] or not (folder or parts.get("folder")):
+        raise ValueError(f"{path}: expected `folder` and `stages`, a name and its fields each; {FORM}")
     root = Path(folder or content["folder"]).resolve()
     folders: dict[str, str] = {}
     stages = []
@@ -115,15 +108,23 @@ def read_pipeline(path: Path, folder: str | None = None) -> list[Stage]:
             raise ValueError(f"{where}: expected a name of letters, digits and _, and `commands` in it; {FORM}")
         if unknown := sorted(entry.keys() - FIELDS):
             raise ValueError(f"{where}: unknown field {unknown[0]!r}; expected {', '.join(sorted(FIELDS))}")
-        inputs = [_filled(text, folders, where) for text in entry.get("inputs", ())]
+        if problem := next((f for f in FIELDS - {"verdict"} if not isinstance(entry.get(f) or [], list)), None):
+            raise ValueError(f"{where}: `{problem}` is no list; {FORM}")
+        inputs = [_filled(text, folders, where) for text in entry.get("inputs") or ()]
         read = {other: at for other, at in folders.items() if any(Path(text).is_relative_to(at) for text in inputs)}
         own = read | {str(name): str(root / str(name))}
         trained = f"--trainer.default_root_dir={own[str(name)]}"
         commands = []
         for text in entry["commands"]:
-            words = [_filled(word, own, where) for word in (*shlex.split(text), *content.get("options", ()))]
+            try:
+                given = shlex.split(text)
+            except (ValueError, AttributeError) as error:
+                raise ValueError(
+                    f"{where}: the command {text!r} cannot be read ({error}); correct its quotes"
+                ) from error
+            words = [_filled(word, own, where) for word in (*given, *(content.get("options") or ()))]
             commands.append((*words, trained) if words[0] in TRAINED else tuple(words))
-        outputs = [Path(_filled(text, own, where)) for text in entry.get("outputs", ())]
+        outputs = [Path(_filled(text, own, where)) for text in entry.get("outputs") or ()]
         folders |= own
         stages.append(
             Stage(
@@ -132,7 +133,7 @@ def read_pipeline(path: Path, folder: str | None = None) -> list[Stage]:
                 commands=tuple(commands),
                 inputs=tuple(Path(text) for text in inputs),
                 outputs=tuple(outputs),
-                verdict=entry.get("verdict", {}),
+                verdict=_verdicts(entry.get("verdict") or {}, where),
             )
         )
     return stages
@@ -177,21 +178,35 @@ def _key(stage: Stage, code: str) -> str:
     return _hash([code, *map("\0".join, stage.commands), *contents])
 
 
-def _run(stage: Stage) -> dict[str, Any]:
-    """Run a stage's commands one after the other."""
+def _run_if_needed(stage: Stage, code: str) -> tuple[dict[str, Any], bool]:
+    """The record of a stage, and whether it was run for it; of two pipelines on one folder one waits or gives up."""
+    path = stage.beside(".done.json")
     stage.folder.parent.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
     with stage.beside(".log").open("a", encoding="utf-8") as log:
         _lock(log)
-        log.truncate(0)
-        stage.beside(".done.json").unlink(missing_ok=True)
-        if stage.folder.exists():  # what an interrupted run left could be taken for this one's
-            shutil.rmtree(stage.folder)
-        stage.folder.mkdir()
-        for words in stage.commands:
-            print(f"$ bestie-pl {shlex.join(words)}", file=log, flush=True)
-            if run_command(words, log):
-                raise ValueError(f"stage {stage.name}: `bestie-pl {words[0]}` failed; {log.name} says why")
+        key = _key(stage, code)
+        record = json.loads(path.read_text()) if path.is_file() else {}
+        if record.get("key") == key and record["outputs"] == [digest(output) for output in stage.outputs]:
+            return record, False
+        path.unlink(missing_ok=True)
+        record = {"key": key, **_run(stage, log)}
+        from bestie_pl.data.files import write_json  # here, not above: it takes a second
+
+        write_json(path, record | {"outputs": [digest(output) for output in stage.outputs]})
+        return record, True
+
+
+def _run(stage: Stage, log: TextIO) -> dict[str, Any]:
+    """Run a stage's commands one after the other."""
+    start = time.monotonic()
+    log.truncate(0)
+    if stage.folder.exists():  # what an interrupted run left could be taken for this one's
+        shutil.rmtree(stage.folder)
+    stage.folder.mkdir()
+    for words in stage.commands:
+        print(f"$ bestie-pl {shlex.join(words)}", file=log, flush=True)
+        if run_command(words, log):
+            raise ValueError(f"stage {stage.name}: `bestie-pl {words[0]}` failed; {log.name} says why")
     if absent := [path for path in stage.outputs if not path.exists()]:
         raise ValueError(f"stage {stage.name} did not make {absent[0]}; correct its `outputs` or its commands")
     return {"seconds": round(time.monotonic() - start, 1), "verdict": _verdict(stage)}
@@ -226,6 +241,13 @@ def _lock(log: TextIO) -> None:
     raise ValueError(f"the stage is being run: a process writes {log.name}; end it, or wait")
 
 
+def _verdicts(content: Any, where: str) -> Mapping[str, Sequence[str]]:
+    """The places of the numbers that a stage's line shows, as the file gives them."""
+    if not isinstance(content, dict) or any(not isinstance(at, list) or len(at) < 2 for at in content.values()):
+        raise ValueError(f"{where}: expected `verdict: LABEL: [FILE.json, KEY, ...]`; {FORM}")
+    return content
+
+
 def _verdict(stage: Stage) -> dict[str, float]:
     """The numbers that the stage's line shows."""
     found = {}
@@ -235,7 +257,8 @@ def _verdict(stage: Stage) -> dict[str, float]:
             if not isinstance(value, dict) or key not in value:
                 raise ValueError(f"stage {stage.name}: verdict {label}: {file} has no {key!r}; correct the keys")
             value = value[key]
-        found[label] = float(value)
+        if isinstance(value, (int, float)):  # null where there was nothing to measure
+            found[label] = float(value)
     return found
 
 

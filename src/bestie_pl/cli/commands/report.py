@@ -19,6 +19,8 @@ import yaml
 
 from bestie_pl.callbacks.scores import environment
 from bestie_pl.data.files import read_text, require_folder, write_text
+from bestie_pl.modules.run_folders import newest_checkpoint, runs_of
+from bestie_pl.modules.weights import sha256
 
 STAGES = {"test": "the test images", "val": "the validation images"}
 HEADLINE = ("map50", "map70", "map75", "coco_ap", "miou")
@@ -104,6 +106,10 @@ def page(run: Path, reference: Path | None = None) -> str:
     settings = _flat(yaml.safe_load(configuration) or {}) if configuration else {}
     versions = known.get("environment") or environment()
     notes = [f"Not weakly supervised: {note}." for note in known.get("ground_truth_used") or ()]
+    newest = newest_checkpoint(run)
+    weights = None if newest is None else sha256(newest)
+    if any(weights and content.get("sha256") not in (None, weights) for content in scores.values() if content):
+        notes.append("Scores are those of other weights than the newest training's here: test again.")
     if known.get("oracle"):
         notes.append(f"The {known['oracle']} of the evaluated images were given to the network.")
     template = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined).from_string(
@@ -133,7 +139,7 @@ def _has(folder: Path, name: str) -> bool:
 
 def _newest_log(run: Path) -> Path | None:
     """The log of the newest training; tests and predictions leave logs as well, without curves."""
-    logs = sorted(run.glob("logs/version_*"), key=lambda path: int(path.name.rpartition("_")[2]), reverse=True)
+    logs = runs_of(run)
     trainings = [log for log in logs if _has(log, "metrics.csv") and "train/loss" in (log / "metrics.csv").read_text()]
     return next(iter(trainings or logs), None)
 
@@ -242,9 +248,8 @@ def _tables(run: Path) -> list[dict[str, Any]]:
         if rows:
             tables.append(_table("Cues, at several thresholds", rows))
     if maps := _read_json(run / "semantic_maps.json"):
-        numbers = {name: value for name, value in maps.items() if isinstance(value, (int, float))}
-        if numbers:
-            tables.append(_table("Semantic maps", [numbers]))
+        found = {**maps.get("figures", {}), "miou": maps.get("miou")}
+        tables.append(_table("Semantic maps", [{name: value for name, value in found.items() if value is not None}]))
     return tables
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from bestie_pl.cli.lightning import BestieParser, data_parser, read_data_module
 from bestie_pl.data.module import InstanceDataModule
 from bestie_pl.data.samples import STRIDE, collate
 from bestie_pl.drawing import CELL, Picture, draw_cues, heat, sheet, to_picture, write_picture
+from bestie_pl.models.tensor_file import read_file
 from bestie_pl.modules.peak_attention import PeakAttentionModule
 from bestie_pl.progress import progress
 from bestie_pl.structures import Batch
@@ -126,10 +126,7 @@ def _columns(
 def _load(path: Path, num_classes: int) -> PeakAttentionModule:
     if not path.is_file():
         raise FileNotFoundError(f"no such checkpoint: {path}; --checkpoints takes those of a PeakAttentionModule")
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is no checkpoint of tensors and plain values, and nothing else is loaded") from error
+    content = read_file(path)
     settings = content.get("hyper_parameters", {}) if isinstance(content, Mapping) else {}
     if not set(PeakAttentionModule.network_settings) <= set(settings):
         raise ValueError(f"{path} is no classifier's; --checkpoints takes those of a PeakAttentionModule")

@@ -142,7 +142,6 @@ def nearest_to_centroid(area: Area) -> Spot:
 
 def inside(area: Area, size: tuple[int, int] | None, where: str) -> Area:
     """What of an area lies in the image; UserError if nothing does."""
-    """What of an area lies in the image; UserError if nothing does."""
     if size is not None:
         area = np.clip(area, 0, [*size, *size])
     area = area[(area[:, 2:] > area[:, :2]).all(1)]

@@ -30,6 +30,12 @@ class Truth(NamedTuple):
     instances: Instances
     semantic: Tensor
 
+    @classmethod
+    def unknown(cls, size: tuple[int, int]) -> Truth:
+        """Of an image that has none: no instance, and a map of 255."""
+        none = Instances((), torch.zeros(0, dtype=torch.int64), torch.zeros(0), size)
+        return cls(none, torch.full(size, IGNORE, dtype=torch.uint8))
+
 
 class TruthReader(Protocol):
     """Reads the ground truth of the ``index``-th image of a split, whose file is ``size`` (H, W) large."""
@@ -130,7 +136,7 @@ class COCOTruth:
 
     def known(self, index: int) -> bool:
         """See ``TruthReader``."""
-        return True
+        return self.rows is None or int(self.rows[index]) >= 0
 
     def __call__(self, index: int, size: tuple[int, int]) -> Truth:
         """See ``TruthReader``."""
