@@ -184,7 +184,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
 def test_nothing_is_staged_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The temporary folder may be small or on another disk."""
     monkeypatch.setenv("TMPDIR", str(tmp_path / "absent"))
-    stale = tmp_path / ".step=1.ckpt.abcdefgh"
+    stale = tmp_path / ".step=1.ckpt.part-abcdefgh"
     stale.write_bytes(b"of a killed process")
     os.utime(stale, (time.time() - 100,) * 2)
     WholeFileIO().save_checkpoint({"a": 1}, tmp_path / "step=2.ckpt")

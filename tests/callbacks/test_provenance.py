@@ -51,7 +51,7 @@ def test_the_same_goes_on_and_another_is_refused(data: ShapesDataModule, tmp_pat
     assert len(names) == 5 == len(list(folder.glob("*.json"))) and len(made_by["sha256"]) == 64
     assert made_by["settings"]["model"] == {"threshold": 0.5} and made_by["version"]
     (folder / f"{names[3]}.json").unlink()
-    (folder / f".{names[0]}.json.abcdefgh").write_text("half")
+    (folder / f".{names[0]}.json.part-abcdefgh").write_text("half")
     assert predict(Finder(lr=0.2), data, tmp_path) == [names[3]]  # training has ended
 
     for other, says in (
@@ -89,3 +89,24 @@ def test_every_image_has_its_file_at_the_end(data: ShapesDataModule, tmp_path: P
     with pytest.raises(ValueError, match="2 of 5 images have no file"):
         predict(Finder(), data, tmp_path, Forgetful())
     assert len(predict(Finder(), data, tmp_path)) == 2
+
+
+def test_files_of_other_images_count_too(data: ShapesDataModule, tmp_path: Path) -> None:
+    """They would pass for those of the newer weights."""
+    folder = tmp_path / "predictions"
+    names = predict(Finder(), data, tmp_path)
+    for name in names[:3]:
+        (folder / f"{name}.json").rename(folder / f"another_{name}.json")
+    with pytest.raises(ValueError, match="were made with other weights.*another output_dir"):
+        predict(Finder(weight=1.0), data, tmp_path)
+    with pytest.raises(ValueError, match=r"images that are not predicted now \(another_.* and others\).*remove them"):
+        predict(Finder(weight=1.0), data, tmp_path, PredictionWriter(overwrite=True))
+    assert len(list(folder.glob("*.json"))) == 5, "nothing was removed"
+    for path in folder.glob("another_*"):
+        path.unlink()
+    assert predict(Finder(weight=1.0), data, tmp_path, PredictionWriter(overwrite=True)) == names
+
+
+def test_one_batch_is_not_all(data: ShapesDataModule, tmp_path: Path) -> None:
+    make_trainer(tmp_path, limit_predict_batches=1, callbacks=[PredictionWriter()]).predict(Finder(), data)
+    assert len(list((tmp_path / "predictions").glob("*.json"))) == 2

@@ -18,7 +18,9 @@ from quick import make_trainer
 from bestie_pl.callbacks.cues import CueWriter
 from bestie_pl.callbacks.provenance import FILE
 from bestie_pl.callbacks.semantic_maps import SemanticMapWriter
+from bestie_pl.data.folder import FolderDataModule
 from bestie_pl.data.shapes import ShapesDataModule
+from bestie_pl.modules.grown_maps import GrownMaps
 from bestie_pl.modules.imported_maps import ImportedMaps
 from bestie_pl.modules.peak_attention import ActivationPrediction, PeakAttentionModule
 from bestie_pl.structures import Batch, Cues
@@ -244,3 +246,35 @@ def test_imported_maps_cannot_be_trained(shapes_folder: Path, tmp_path: Path) ->
         ImportedMaps(5, CLASSES, folder=str(tmp_path)).setup("fit")
     with pytest.raises(FileNotFoundError, match="to import"):
         ImportedMaps(5, CLASSES, folder=str(tmp_path / "no")).setup("predict")
+
+
+def test_a_single_class_and_points_that_are_corrected(tmp_path: Path) -> None:
+    """Whoever has one class has no other way to maps; a point that is moved makes its map anew."""
+    (tmp_path / "images").mkdir()
+    names = ("a", "b")
+    for name in names:
+        Image.fromarray(np.full((24, 24, 3), 40, np.uint8)).save(tmp_path / f"images/{name}.png")
+    (tmp_path / "tags.csv").write_text("image,tags,split\na.png,cell,train\nb.png,cell,train\n")
+    points = tmp_path / "points"
+    points.mkdir()
+    for name in names:
+        (points / f"{name}.txt").write_text("12 12 0 1\n")
+
+    def run(**settings: Any) -> dict[str, int]:
+        data = FolderDataModule(
+            str(tmp_path), supervision="points", points="points", predict_split="train", num_workers=0
+        )
+        predict(GrownMaps(1, ["cell"], **settings), data, tmp_path, SemanticMapWriter("maps"))
+        return {name: (tmp_path / f"maps/{name}.png").stat().st_mtime_ns for name in names}
+
+    first = run()
+    report = json.loads((tmp_path / "semantic_maps.json").read_text())
+    assert report["class_tag_recall"] == {"cell": 1.0} and report["figures"]["images"] == 2
+    assert run() == first
+    (points / "b.txt").write_text("4 4 0 1\n")
+    later = (first["b"] + 10**9, first["b"] + 10**9)
+    os.utime(points / "b.txt", ns=later)
+    second = run()
+    assert second["a"] == first["a"] and second["b"] != first["b"] and read(tmp_path / "maps/b.png")[4, 4] == 1
+    with pytest.raises(ValueError, match=r"other model.band \(0.15 there, 0.3 now\)"):
+        run(band=0.3)

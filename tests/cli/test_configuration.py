@@ -62,14 +62,17 @@ def test_settings_of_other_kinds_are_left_alone(load: Callable[[str], Any]) -> N
     }
 
 
-def test_the_command_line_says_it_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", [["data", "check"], ["labels"], ["sheet"]])
+def test_the_command_line_says_it_in_one_line(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from bestie_pl.cli import main as cli
 
     path = tmp_path / "c.yaml"
     path.write_text("data: {class_path: bestie_pl.FolderDataModule, init_args: {root: x, class_names: [no, cat]}}\n")
     with_status = 0
     try:
-        with_status = cli.main(["data", "check", "--config", str(path)])
+        with_status = cli.main([*command, "--config", str(path)])
     except SystemExit as stop:
         with_status = int(stop.code or 0)
     said = capsys.readouterr().err

@@ -198,6 +198,23 @@ def test_every_shapes_configuration_runs(config: str, shapes_folder: Path, tmp_p
     run("fit", "--config", config, *shapes_arguments(tmp_path, shapes_folder), *made, "--trainer.fast_dev_run=true")
 
 
+def test_a_trial_run_leaves_nothing(shapes_folder: Path, tmp_path: Path) -> None:
+    """Its picture, scores or predictions could pass for those of a real run."""
+    (tmp_path / "scores_test.json").write_text("{}")
+    given = ["--config", "configs/shapes/full.yaml", *shapes_arguments(tmp_path, shapes_folder)]
+    run("fit", *given, "--trainer.fast_dev_run=true", "--trainer.callbacks=PictureWriter")
+    assert [path.name for path in tmp_path.iterdir()] == ["scores_test.json"]
+
+
+@pytest.mark.parametrize("data_set", ["shapes", "folder", "animals"])
+def test_cues_are_judged_by_the_threshold_that_training_uses(data_set: str) -> None:
+    settings = [
+        yaml.safe_load((CONFIGS / data_set / f"{name}.yaml").read_text())["data"]["init_args"]
+        for name in ("classifier", "tags")
+    ]
+    assert settings[0]["cue_threshold"] == settings[1]["cue_threshold"]
+
+
 @pytest.mark.parametrize("config", trainings("voc"))
 def test_every_voc_configuration_runs_on_generated_data(config: str, shapes_folder: Path, tmp_path: Path) -> None:
     """The paper's settings with a small network, on generated scenes under the names of VOC's splits and folders."""

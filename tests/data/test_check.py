@@ -223,7 +223,8 @@ def test_wrong_ground_truth(voc_folder: Path, name: str) -> None:
     assert found(facts) == [("wrong ground truth", True)]
     assert re.search(message, only(facts))
     assert check(voc(voc_folder)).problems == []  # training does not look there
-    assert found(check(voc(voc_folder, label_quality=True))) == [("wrong ground truth", True)]
+    measured = found(check(voc(voc_folder, label_quality=True)))
+    assert measured == ([] if name == "missing objects" else [("wrong ground truth", True)])  # most of VOC's are
 
 
 WARNINGS: dict[str, tuple[Callable[[Path], object], str, str]] = {

@@ -229,3 +229,15 @@ def test_an_image_without_predictions_is_named(voc_folder: Path, capsys: pytest.
     (voc_folder.parent / "run" / "predictions").mkdir()
     labels(voc_folder, status=2)
     assert "a0.json" in capsys.readouterr().err
+
+
+def test_texts_say_crowd_as_in_other_files(voc_folder: Path) -> None:
+    predict(voc_folder)
+    output = labels(voc_folder)
+    content = json.loads(output.read_text())
+    for row in content["annotations"]:
+        row["iscrowd"] = "1" if row["category_id"] == 2 else "0"
+    output.write_text(json.dumps(content))
+    for weighted in (False, True):
+        predicted = module_of(voc_folder, output, label_weights=weighted).datasets["train"][0].predicted
+        assert predicted.classes.tolist() == [0, 0] and int(predicted.ids.max()) == 2

@@ -9,6 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pytorch_lightning.trainer.states import TrainerFn
 
+from bestie_pl.data.check import CheckedImages
 from bestie_pl.data.files import Packed, read_names
 from bestie_pl.data.formats.cues import read_cues
 from bestie_pl.data.formats.images import open_image
@@ -26,7 +28,7 @@ from bestie_pl.data.formats.maps import read_semantic
 from bestie_pl.data.formats.tags import read_tag_list
 from bestie_pl.data.release import MEAN_COLOR
 from bestie_pl.data.samplers import EvaluationBatches, EvaluationSampler, TrainingSampler, repeat_factors
-from bestie_pl.data.samples import collate
+from bestie_pl.data.samples import TrainingSamples, collate
 from bestie_pl.data.voc import VOCDataModule
 from bestie_pl.metrics.labels import LabelQuality
 from bestie_pl.structures import Batch
@@ -560,3 +562,43 @@ def test_batch_can_be_split_across_images(voc_folder):
         assert torch.equal(alone.images[0], together.images[n])
         assert torch.equal(alone.pseudo.ids[0] > 0, together.pseudo.ids[n] > 0)
         assert torch.equal(alone.truth.area[1:], together.truth.area[together.truth.image == n][n == 0 :])
+
+
+def test_a_second_training_reads_what_it_needs(voc_folder: Path) -> None:
+    """The first learns no instances, and reads no cues."""
+    data = VOCDataModule(str(voc_folder), train_split="train", num_workers=0, supervision="points")
+    for reads in (False, True):
+        module = SimpleNamespace(reads_instances=reads)
+        data.trainer = SimpleNamespace(lightning_module=module, limit_val_batches=0)  # type: ignore[assignment]
+        data.setup("fit")
+        samples = data.datasets["train"]
+        assert isinstance(samples, TrainingSamples) and samples.read_cues is reads
+        assert bool(len(samples[0].cues)) is reads
+
+
+def test_images_without_truth_are_left_out_of_the_measure(voc_folder: Path) -> None:
+    (voc_folder / "SegmentationObject/a1.png").unlink()
+    given: dict[str, Any] = {"train_split": "train", "num_workers": 0, "predict_split": "train", "eval_batch_size": 3}
+    data = VOCDataModule(str(voc_folder), **given, label_quality=True, supervision="points")
+    data.setup("predict")
+    batches = list(data.predict_dataloader())
+    measured = {
+        name: batch.measured is None or bool(batch.measured[b])
+        for batch in batches
+        for b, name in enumerate(batch.names)
+    }
+    assert measured == {f"a{n}": n != 1 for n in range(6)}
+    for batch in batches:
+        assert len(batch.references) == len(batch) == len(batch.semantic_references)
+    data.setup("fit")
+    for stage in ("train", "predict"):
+        facts = CheckedImages(data.datasets[stage], data.class_names, data.geometry.min_area)[1]
+        assert facts.problems == []
+    data = VOCDataModule(str(voc_folder), **given, val_split="train")
+    data.setup("validate")
+    with pytest.raises(FileNotFoundError, match="a1.png"):
+        list(data.val_dataloader())
+
+
+def test_older_checkpoints_say_less(voc_folder: Path) -> None:
+    VOCDataModule(str(voc_folder)).load_state_dict({"images_a_step": 8, "seed": 0})

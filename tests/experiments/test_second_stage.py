@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
 
-from experiments import second_stage
+from bestie_pl import BestieModule
+from experiments import both_modules, second_stage, test_time
 from experiments.runs import add_seed
 
 
@@ -64,3 +66,14 @@ def test_a_table_grows_by_seeds_and_keeps_the_rows_of_other_calls(tmp_path: Path
     ]
     assert rows[0]["mean"] == pytest.approx(0.4) and rows[0]["std"] == pytest.approx(0.2828427)
     assert rows[1]["std"] is None and rows[0]["settings"] == ["--option"]
+
+
+def test_studies_give_settings_that_there_are() -> None:
+    module = BestieModule(1, **both_modules.MODEL, backbone_weights=None)
+    assert module.geometry.sigma == 16 and module.lr == 0.008
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--model", type=BestieModule)
+    given = ["--model=bestie_pl.BestieModule", "--model.num_classes=1"]
+    for options in test_time.ROWS.values():
+        read = parser.parse_args([*given, *options]).model.init_args.inference
+        assert read.average_offsets is (False if test_time.TWO_MAPS in options else None)

@@ -17,7 +17,7 @@ from quick import make_trainer
 from torch import nn
 
 from bestie_pl.data.shapes import ShapesDataModule
-from bestie_pl.modules.optimization import Optimization, configure, may_fuse, polynomial_decay
+from bestie_pl.modules.optimization import Optimization, configure, follow_new_rate, may_fuse, polynomial_decay
 from bestie_pl.modules.semantic import SemanticModule
 
 
@@ -106,3 +106,21 @@ class Rates(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_all_groups_follow_a_new_rate(optimizer: Any) -> None:
+    """Also the biases, which are twice as fast with SGD and come last."""
+    module: Any = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    module.trainer = SimpleNamespace(estimated_stepping_batches=10, gradient_clip_val=None, precision="32-true")
+    module.device = torch.device("cpu")
+    made = configure(
+        module, list(module[0].parameters()), list(module[1].parameters()), Optimization(optimizer, 0.02, 0.1)
+    )
+    before = [group["lr"] for group in made["optimizer"].param_groups]
+    trainer: Any = SimpleNamespace(lr_scheduler_configs=[SimpleNamespace(scheduler=made["lr_scheduler"]["scheduler"])])
+    follow_new_rate(trainer, 0.02)
+    assert [group["lr"] for group in made["optimizer"].param_groups] == pytest.approx(before)
+    follow_new_rate(trainer, 0.06)
+    follow_new_rate(trainer, 0.04)
+    assert [group["lr"] for group in made["optimizer"].param_groups] == pytest.approx([2 * rate for rate in before])

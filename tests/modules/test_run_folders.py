@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from bestie_pl.data.files import in_one_move
 from bestie_pl.modules.run_folders import (
     claim_run,
     find_checkpoint,
@@ -95,9 +96,10 @@ def test_links_lead_to_the_newest_file_of_a_name(tmp_path: Path) -> None:
 
 
 def test_half_written_files_of_the_dead_are_swept(tmp_path: Path) -> None:
-    old, new = tmp_path / ".step=2.ckpt.abcdefgh", tmp_path / "below" / ".a.json.12345678"
-    others = [tmp_path / name for name in (".gitignore", ".a.json", "a.json.12345678", ".notes.txt.backup")]
     (tmp_path / "below").mkdir()
+    with in_one_move(tmp_path / f"{'0' * 60}.json") as half:  # a part of a long name
+        old, new = tmp_path / f".2{half.name}", tmp_path / "below" / half.name
+    others = [tmp_path / name for name in (".gitignore", ".a.json", "a.json.part-12345678", ".notes.txt.backup")]
     for path in (old, new, *others):
         path.write_text("x")
         os.utime(path, (time.time() - 100,) * 2)

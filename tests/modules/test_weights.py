@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor
 from bestie_pl.data.shapes import ShapesDataModule
 from bestie_pl.modules.bestie import BestieModule
 from bestie_pl.modules.imported_maps import ImportedMaps
+from bestie_pl.modules.peak_attention import PeakAttentionModule
 from bestie_pl.modules.weights import check_checkpoint, load_network, provide_weights
 
 HRNET = "hrnet_w18_small"
@@ -200,3 +202,27 @@ def test_init_from_and_last_mean_the_same_file(trained: Path, tmp_path: Path) ->
         module = small()
         load_network(module.model, last)
         assert all((values == 1).all() for values in module.model.parameters())
+
+
+def test_given_weights_are_not_replaced_when_training_starts(
+    trained: Path, shapes_folder: Path, tmp_path: Path
+) -> None:
+    """Neither those of a checkpoint nor those of a first training."""
+    torch.save({"wrong": torch.zeros(1)}, tmp_path / "w.pth")  # reading it would fail
+    module = small(backbone_weights=str(tmp_path / "w.pth"), supervision="points")
+    with pytest.raises(ValueError, match="w.pth"):
+        start(module, shapes_folder, tmp_path)
+    module.load_state_dict(torch.load(trained, weights_only=True)["state_dict"])
+    given = copy_of(module)
+    for _ in range(2):
+        start(module, shapes_folder, tmp_path)
+        assert all(torch.equal(value, given[name]) for name, value in module.model.state_dict().items())
+
+
+def test_a_classifier_in_another_module_reads_its_weights(tmp_path: Path) -> None:
+    torch.save({"wrong": torch.zeros(1)}, tmp_path / "w.pth")
+    classifier = PeakAttentionModule(2, backbone="resnet10t", backbone_weights=str(tmp_path / "w.pth"))
+    classifier._trainer = SimpleNamespace(state=SimpleNamespace(status=None))  # type: ignore[assignment]
+    batch = SimpleNamespace(images=torch.zeros(1, 3, 64, 64), tags=torch.ones(1, 2))
+    with pytest.raises(ValueError, match="w.pth"):
+        classifier.training_step(batch, 0)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -222,3 +223,17 @@ def test_an_oracle_is_refused() -> None:
     network.oracle = "points"  # type: ignore[assignment]
     with pytest.raises(ValueError, match="images alone give no points"):
         Predictor(network)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (torch.full((3, 8, 9), 100, dtype=torch.int8), "int8; expected uint8"),
+        (torch.ones(3, 8, 9, dtype=torch.bool), "bool; expected uint8"),
+        (torch.ones(3, 8, 9, dtype=torch.int32).to(torch.uint16), "uint16; expected uint8"),
+        (np.zeros((0, 9, 3), np.uint8), r"shape \(0, 9, 3\)"),
+    ],
+)
+def test_values_that_are_no_image(source: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Predictor(CodedNetwork())(source)

@@ -145,13 +145,14 @@ class FolderDataModule(InstanceDataModule):
             points = self._points(self.points, names, packed)
             if training:
                 mixed = self._is_mixed(self.points, names, points)
+        optional = stage == "predict" or (training and not self.leak_notes)
         return Split(
             names=packed,
             images=ImageFiles(folder, Packed(files)),
             tags=self.table.dense(rows),
             semantic_dir=self.semantic_dir if training and self.semantic_source == "folder" else None,
             cues_dir=self.cues_dir if points is None or mixed else None,
-            truth=self._truth(split, names, optional=stage == "predict" or not self.leak_notes) if wanted else None,
+            truth=self._truth(split, names, optional=optional) if wanted else None,
             points=points,
             mixed=mixed,
         )

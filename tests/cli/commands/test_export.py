@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import warnings
 from copy import deepcopy
 from pathlib import Path
@@ -18,6 +19,8 @@ from timm.layers.conv2d_same import Conv2dSame
 from bestie_pl import BestieModule, BestiePredictor
 from bestie_pl.cli.main import main
 from bestie_pl.models import exported
+from bestie_pl.modules.run_folders import link_last
+from bestie_pl.modules.weights import sha256
 from bestie_pl.ops.masks import mask_iou
 
 ONNX = all(importlib.util.find_spec(name) is not None for name in exported.ONNX_PACKAGES)
@@ -28,12 +31,13 @@ def trained(folder: Path, backbone: str, decoder: str) -> Path:
     torch.manual_seed(0)
     names = ["person", "car", "dining table"]
     module = BestieModule(3, names, backbone=backbone, decoder=decoder, backbone_weights=None).eval()
-    path = folder / "checkpoints" / "last.ckpt"
+    path = folder / "logs/version_0/checkpoints/step=1.ckpt"
     path.parent.mkdir(parents=True)
     content = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
     content |= {"pytorch-lightning_version": "2.6.0", "COCODataModule": {"image_scale": 0.5}}
     torch.save(content, path)
-    return path
+    link_last(folder)
+    return folder / "checkpoints/last.ckpt"
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +46,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("exports") / "run"
     path = trained(run, "resnet10t", "pyramid")
     (run / "scores_test.json").write_text(
-        json.dumps({"scores": {"test/map50": 0.125}, "ground_truth_used": ["the maps are true"]})
+        json.dumps(
+            {"scores": {"test/map50": 0.125}, "ground_truth_used": ["the maps are true"], "sha256": sha256(path)}
+        )
     )
-    (run / "logs" / "version_0").mkdir(parents=True)
+    other = run / "logs/version_1"  # a prediction of other images
+    other.mkdir()
+    (other / "config.yaml").write_text("data: {class_path: x, init_args: {root: elsewhere}}\n")
     (run / "logs" / "version_0" / "config.yaml").write_text(
         "data: {class_path: bestie_pl.COCODataModule, init_args: {root: photos, supervision: points}}\n"
     )
@@ -142,6 +150,17 @@ def test_weights_settings_and_card(program: Path, checkpoint: Path) -> None:
     for text in ("person, car, dining table", "| test/map50 | 12.5 |", "Not weakly supervised: the maps are true.",
                  "root: photos", "enlarged by 0.5", program.name, "Licence"):  # fmt: skip
         assert text in card, text
+
+
+def test_scores_of_other_weights_stay_off_the_card(checkpoint: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(checkpoint.parents[1], run, symlinks=True)
+    scores = json.loads((run / "scores_test.json").read_text())
+    (run / "scores_test.json").write_text(json.dumps(scores | {"sha256": "0" * 64}))
+    line = ["export", "--checkpoint", str(run / "checkpoints/last.ckpt"), "--format", "torch"]
+    assert main([*line, "--out", str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out/README.md").read_text()
+    assert "Not measured." in card and "12.5" not in card and "root: photos" in card
 
 
 def test_packages_that_are_missing_are_named(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,14 @@ def test_tags_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert configs["instances"]["data"]["init_args"]["supervision"] == "tags"
     printed = capsys.readouterr().out
     assert printed.index("data check") < printed.index("configs/classifier.yaml --ckpt_path last")
+
+
+def test_printed_commands_can_be_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tags(images(tmp_path / "my set"), "i0.png,nut;,train", "i1.png,fig;,train", "i2.png,,val", "i3.png,,train")
+    assert main(["init", str(root)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "bestie-pl " in line]
+    assert len(lines) > 4 and all(str(root) in shlex.split(line)[-1] + shlex.split(line)[3] for line in lines[1:-1])
+    assert shlex.split(lines[-1])[:3] == ["bestie-pl", "segment", str(root / "images")]
 
 
 def test_coco_files_of_two_splits(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -242,3 +245,54 @@ def test_a_killed_pipeline_ends_its_command_and_gives_the_same_file_when_started
     done = subprocess.run(line, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("one ") and "made" in done.stdout
     assert output.read_bytes() == (tmp_path / "points.json").read_bytes()
+
+
+def test_what_another_pipeline_has_just_made_is_kept(ran: list[list[str]], tmp_path: Path) -> None:
+    """It looks again once it has the stage to itself."""
+    config = str(write(tmp_path))
+    assert pipeline.main(["-c", config]) == 0
+    record = tmp_path / "runs/first.done.json"
+    content = record.read_text()
+    verbs(ran)
+    record.unlink()
+    with (tmp_path / "runs/first.log").open("a") as log, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        waiting = pool.submit(pipeline._run_if_needed, pipeline.read_pipeline(Path(config))[0], "code")
+        time.sleep(0.3)
+        made = json.loads(content)
+        record.write_text(json.dumps(made | {"key": pipeline._key(pipeline.read_pipeline(Path(config))[0], "code")}))
+        fcntl.flock(log, fcntl.LOCK_UN)
+        assert waiting.result()[1] is False
+    assert verbs(ran) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"stages": ["first"]}, "expected `folder` and `stages`, a name and its fields each"),
+        ({"first": {"commands": ["fit 'x"]}}, r'stage first: the command "fit \'x" cannot be read \(No closing'),
+        ({"first": {"inputs": "tags.csv"}}, "stage first: `inputs` is no list"),
+        ({"first": {"verdict": {"mAP50": None}}}, "stage first: expected `verdict: LABEL: "),
+    ],
+)
+def test_another_form_is_named(change: dict[str, Any], says: str, tmp_path: Path) -> None:
+    path = write(tmp_path)
+    content = yaml.safe_load(path.read_text())
+    for name, value in change.items():
+        if name == "stages":
+            content["stages"] = value
+        else:
+            content["stages"][name] |= value
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match=says):
+        pipeline.read_pipeline(path)
+
+
+def test_empty_fields_and_verdicts_without_a_number_are_fine(ran: list[list[str]], tmp_path: Path) -> None:
+    verdict = {"verdict": {"mAP50": ["scores.json", "none"]}}
+    config = write(tmp_path, other={"inputs": None, **verdict})
+    assert pipeline.read_pipeline(config)[2].inputs == ()
+    stage = pipeline.read_pipeline(config)[2]
+    stage.folder.mkdir(parents=True)
+    (stage.folder / "scores.json").write_text('{"none": null}')
+    assert pipeline._verdict(stage) == {}

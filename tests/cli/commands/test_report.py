@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from bestie_pl.cli.main import main
+from bestie_pl.modules.weights import sha256
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 LOOK = """<script>addEventListener("load", () => {
@@ -139,3 +141,19 @@ def test_what_is_no_run(
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (run / "report.html").exists()
+
+
+def test_figures_of_maps_and_scores_of_other_weights(tmp_path: Path) -> None:
+    (tmp_path / "semantic_maps.json").write_text(
+        json.dumps({"step": 3, "figures": {"tag_recall": 0.25, "mirror_agreement": None}, "miou": 0.625})
+    )
+    checkpoint = tmp_path / "logs/version_0/checkpoints/step=1.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    torch.save({}, checkpoint)
+    (tmp_path / "logs/version_old").mkdir()
+    for weights, noted in (("0" * 64, True), (sha256(checkpoint), False)):
+        (tmp_path / "scores_test.json").write_text(json.dumps({"scores": {"test/map50": 0.5}, "sha256": weights}))
+        assert main(["report", str(tmp_path)]) == 0
+        text = Page((tmp_path / "report.html").read_text()).text
+        assert "|tag recall|" in text and "|0.25|" in text and "|0.625|" in text and "mirror" not in text
+        assert ("Scores are those of other weights" in text) is noted

@@ -192,7 +192,7 @@ def test_wrong_input_is_one_line_that_names_it(
 
     assert f"no such checkpoint: {tmp_path / 'none.ckpt'}" in complaint("--checkpoints", str(tmp_path / "none.ckpt"))
     assert f"{other} is no classifier's" in complaint("--checkpoints", good, other)
-    assert f"{text} is no checkpoint" in complaint("--checkpoints", str(text))
+    assert f"{text} is no file of tensors" in complaint("--checkpoints", str(text))
     three = classifier(tmp_path / "three.ckpt", num_classes=3)
     assert "three.ckpt was trained with 3 classes and the data has 5" in complaint("--checkpoints", three)
     assert "2 --labels for 1 --checkpoints" in complaint("--checkpoints", good, "--labels", "a", "b")

@@ -12,7 +12,7 @@ from bestie_pl.data.files import read_text
 from bestie_pl.exported import write_exported
 from bestie_pl.models.exported import FILES, require_onnx
 from bestie_pl.modules.bestie import BestieModule
-from bestie_pl.modules.run_folders import find_checkpoint
+from bestie_pl.modules.run_folders import CHECKPOINTS, find_checkpoint, runs_of
 from bestie_pl.modules.weights import sha256
 from bestie_pl.predictor import read_checkpoint, scale_of_training
 
@@ -40,7 +40,7 @@ def main(args: list[str]) -> int:
         options.format,
         image_scale=scale_of_training(content),
         scores=_scores(run, path),
-        data=_data(find_checkpoint(path)),
+        data=_data(run, path),
     )
     for file in written:
         print(f"{file}: {file.stat().st_size / 2**20:.1f} MB")
@@ -54,10 +54,13 @@ def _scores(run: Path, checkpoint: Path) -> dict[str, Any] | None:
     return content if content.get("sha256") == sha256(find_checkpoint(checkpoint)) else None
 
 
-def _data(checkpoint: Path) -> dict[str, Any]:
+def _data(run: Path, checkpoint: Path) -> dict[str, Any]:
     """What the configuration of the training that left a checkpoint says of its data; nothing if there is none."""
-    configuration = checkpoint.resolve().parent.parent / "config.yaml"  # logs/version_N/checkpoints/step=N.ckpt
-    if not configuration.is_file():
+    # logs/version_N/checkpoints/step=N.ckpt; where the link to it was copied as a file, the newest training's
+    trainings = (folder for folder in runs_of(run) if (folder / CHECKPOINTS).is_dir())
+    folders = [find_checkpoint(checkpoint).resolve().parent.parent, *trainings]
+    configuration = next((file for folder in folders if (file := folder / "config.yaml").is_file()), None)
+    if configuration is None:
         return {}
     content = yaml.safe_load(read_text(configuration, "the configuration of a run"))
     data = content.get("data") or {}
