@@ -19,7 +19,8 @@ from pycocotools.coco import COCO
 
 from bestie_pl.callbacks.predictions import PredictionWriter
 from bestie_pl.cli.main import main
-from bestie_pl.data.labels import choose, image_size
+from bestie_pl.data.formats.images import image_size
+from bestie_pl.data.labels import choose
 from bestie_pl.data.voc import VOCDataModule
 from bestie_pl.structures import Cues, Instances
 

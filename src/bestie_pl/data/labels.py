@@ -9,22 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as codec
 from torch import Tensor
 
 from bestie_pl.data.coco import read_categories, read_index
 from bestie_pl.data.files import Packed, is_set, require_folder
-from bestie_pl.data.formats.images import load_image
 from bestie_pl.data.formats.predictions import REMEDY, read_predictions
 from bestie_pl.data.formats.truth import COCOTruth, paint_instances
 from bestie_pl.data.samples import IdMap, LabelReader, PointReader
-from bestie_pl.data.shards import opened_file
 from bestie_pl.ops.masks import encode
 from bestie_pl.structures import Cues
-
-ORIENTATION = 0x0112
-"""EXIF's tag; 5 to 8 are turned by a quarter."""
 
 FILE_REMEDY = "make the file anew with `bestie-pl labels`, with the same data set and class names"
 
@@ -84,22 +78,6 @@ def to_annotations(
         }
         for place, (number, code) in enumerate(zip(numbers.tolist(), codes, strict=True))
     ]
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """(H, W) of an image file, turned as its EXIF orientation says; its pixels are not read.
-
-    Raises:
-        FileNotFoundError: No such file.
-        ValueError: Not an image.
-    """
-    try:
-        with Image.open(opened_file(path)) as image:
-            turned = image.getexif().get(ORIENTATION, 1) >= 5
-            return (image.width, image.height) if turned else (image.height, image.width)
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
-        whole = load_image(path)  # which says what is wrong
-        return whole.height, whole.width
 
 
 def open_labels(

@@ -28,9 +28,9 @@ from bestie_pl.data.samplers import (
     EvaluationSampler,
     TrainingSampler,
     draw_seed,
-    image_size,
     repeat_factors,
     run_seed,
+    stored_size,
 )
 from bestie_pl.data.samples import EvaluationSamples, Sample, Split, TrainingSamples, collate
 from bestie_pl.data.unreadable import Unreadable
@@ -428,7 +428,7 @@ class InstanceDataModule(pl.LightningDataModule):
             sampler,
             self.eval_batch_size,
             images=list(sampler),
-            size_of=lambda index: image_size(Path(paths[index])),
+            size_of=lambda index: stored_size(Path(paths[index])),
             join=stage != "predict" and len(dataset) > 0,
         )
         truth = dataset.split.truth is not None

@@ -185,7 +185,7 @@ class EvaluationBatches(BatchSampler):
         return batches or [[]] * self.join
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def stored_size(path: Path) -> tuple[int, int]:
     """(H, W) as the head of a file says, or (1, 1): what is wrong with it is said where it is read."""
     try:
         with Image.open(opened_file(path)) as image:

@@ -11,12 +11,11 @@ from statistics import median
 from typing import Any, Literal, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from bestie_pl.data.files import is_hidden, require_folder
-from bestie_pl.data.formats.images import IMAGE_SUFFIXES, find_image, open_image
+from bestie_pl.data.files import is_hidden, read_text, require_folder
+from bestie_pl.data.formats.images import IMAGE_SUFFIXES, find_image, image_size, open_image
 from bestie_pl.data.formats.maps import read_semantic
 from bestie_pl.data.formats.points import PointSet, image_name, read_points
 from bestie_pl.data.formats.tags import TagTable, read_tags
@@ -229,7 +228,8 @@ def _splits(root: Path, table: TagTable) -> tuple[str, str | None, str | None]:
 def _rows(root: Path, table: TagTable, split: str) -> Tensor:
     if split in table.splits:
         return (table.split == table.splits.index(split)).nonzero()[:, 0]
-    listed = {image_name(line.strip()) for line in (root / split).read_text().splitlines() if line.strip()}
+    lines = read_text(root / split, "the images of a split, one a line").splitlines()
+    listed = {image_name(line.strip()) for line in lines if line.strip()}
     return torch.tensor([row for row, file in enumerate(table.files) if image_name(file) in listed], dtype=torch.int64)
 
 
@@ -245,9 +245,7 @@ def _path(folder: Path, file: str) -> Path:
 def _size(path: Path) -> tuple[int, int]:
     if not path.is_file():
         raise FileNotFoundError(f"no such image: {path}; the file of tags lists it")
-    with Image.open(path) as image:
-        width, height = image.size
-        return (width, height) if image.getexif().get(0x0112, 1) >= 5 else (height, width)
+    return image_size(path)
 
 
 def _annotations(root: Path, splits: Sequence[str]) -> str | None:

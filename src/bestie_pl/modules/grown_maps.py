@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bestie_pl.modules.base import names_of
 from bestie_pl.modules.semantic import SemanticPrediction
 from bestie_pl.ops.growing import BAND, grow_semantic
 from bestie_pl.structures import IGNORE, Batch
@@ -37,8 +38,7 @@ class GrownMaps(pl.LightningModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True
         if not 0 <= band < 0.5:
             raise ValueError(f"expected 0 <= band < 0.5, got {band}")
-        names = tuple(class_names) if class_names is not None else tuple(f"class{c}" for c in range(num_classes))
-        self.num_classes, self.class_names, self.band = num_classes, names, band
+        self.num_classes, self.class_names, self.band = num_classes, names_of(num_classes, class_names), band
 
     def setup(self, stage: str) -> None:
         """Only ``predict`` makes sense."""

@@ -12,9 +12,10 @@ from torch import Tensor
 from bestie_pl.cli.lightning import BestieParser, data_parser, read_data_module
 from bestie_pl.data.coco import COCODataModule
 from bestie_pl.data.files import require_folder, write_json, write_text
+from bestie_pl.data.formats.images import image_size
 from bestie_pl.data.formats.predictions import REMEDY, read_predictions
 from bestie_pl.data.formats.truth import paint_instances
-from bestie_pl.data.labels import choose, image_size, to_annotations
+from bestie_pl.data.labels import choose, to_annotations
 from bestie_pl.data.module import InstanceDataModule
 from bestie_pl.data.samples import Split
 from bestie_pl.metrics.coco import COCOInstanceAP

@@ -75,7 +75,7 @@ def _match(images: Iterable[MarkedImage], folder: Path) -> None:
     Leading folders that another computer had are left off. Sizes are those after turning as the EXIF orientation says.
     """
     from bestie_pl.data.files import plain_problem, require_folder
-    from bestie_pl.data.formats.images import find_image, opened
+    from bestie_pl.data.formats.images import find_image, image_size
     from bestie_pl.progress import progress
 
     require_folder(folder, "the images; give it as --images")
@@ -89,9 +89,7 @@ def _match(images: Iterable[MarkedImage], folder: Path) -> None:
                 f"no such image: {folder / image.file}; expected the folder of the images in --images"
             )
         image.file = path.relative_to(folder).as_posix()
-        with opened(path) as picture:
-            turned = picture.getexif().get(0x0112, 1) >= 5
-            size = picture.size if turned else picture.size[::-1]
+        size = image_size(path)
         if image.size is not None and image.size != size:
             raise UserError(
                 f"{path}: is {size[1]} x {size[0]} px (width x height, turned as its EXIF orientation says) "

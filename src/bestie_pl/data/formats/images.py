@@ -26,6 +26,8 @@ DARK = 64
 
 BITS_PER_SAMPLE, SAMPLES_PER_PIXEL, PLANAR_CONFIGURATION = 258, 277, 284  # TIFF's tags
 BAND_AFTER_BAND = 2
+ORIENTATION = 0x0112
+"""EXIF's tag; 5 to 8 are turned by a quarter."""
 
 
 class ImageFiles(Packed):
@@ -155,6 +157,18 @@ def opened(path: Path) -> Iterator[Image.Image]:
         raise UserError(
             f"{path}: cannot be read as an image ({error}); restore it or take it out of the list"
         ) from error
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(H, W) of an image file, turned as its EXIF orientation says; its pixels are not read.
+
+    Raises:
+        FileNotFoundError: No such file.
+        UserError: Not an image.
+    """
+    with opened(path) as image:
+        turned = image.getexif().get(ORIENTATION, 1) >= 5
+        return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def remarks(path: Path, image: Image.Image) -> list[str]:
