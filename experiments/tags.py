@@ -301,7 +301,6 @@ def write_tables(folder: Path, seed: int, results: dict[str, dict[str, Any]]) ->
     for foreground in FOREGROUND:
         stage = "table3/ngwp/PAM, IAG, refinement, clustering" if foreground == "given" else f"foreground/{foreground}"
         add("foreground", foreground, scores_of, stage)
-    add("foreground", "given, without clustering", scores_of, "table3/ngwp/PAM, IAG, refinement")
     for source, maps in zip(SOURCES, ("CAM", "ngwp_cam", "semantic"), strict=False):
         add("table4", source, scores_with_maps, f"table4/{source}", maps)
     add("table4", "ground truth", scores_of, "table4/ground truth")
