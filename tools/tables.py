@@ -163,6 +163,26 @@ def paper_table5() -> str:
     return markdown(table, f"`{PAPER}` and `results/shapes/table5.json`")
 
 
+INIT = {
+    "nuclei: points, foreground maps given": "results/nuclei/init.json",
+    "shapes: points alone": "results/shapes/init.json",
+    "animals: points alone": "results/animals/init_points.json",
+    "animals: tags alone": "results/animals/init_tags.json",
+}
+"""What ``bestie-pl init`` was tried on, and what came of it."""
+
+
+def init_table() -> str:
+    """What ``bestie-pl init`` writes beside the defaults for a folder."""
+    table = [["", "steps", "mAP25, default", "mAP25, `init`", "mAP50, default", "mAP50, `init`"]]
+    for name, path in INIT.items():
+        content = read(path)
+        scores = [content["scores"][side][key] for key in ("map25", "map50") for side in ("default", "init")]
+        table.append([name, str(content["steps"]), *(f"{100 * value:.1f}" for value in scores)])
+    files = ", ".join(f"`{path}`" for path in INIT.values())
+    return markdown(table, f"{files}, `python -m experiments.init`. Scores in per cent")
+
+
 def cost_table() -> str:
     """Seconds that an image costs its annotator, and what a network makes of them."""
     paper = read(PAPER)
@@ -301,6 +321,7 @@ OTHER: dict[str, Callable[[], str]] = {
     "paper_table4": paper_table4,
     "paper_table5": paper_table5,
     "cost": cost_table,
+    "init": init_table,
     "house": drawn,
     **{name: partial(scaling_table, name) for name in scaling.TABLES},
 }

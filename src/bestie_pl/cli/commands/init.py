@@ -21,6 +21,10 @@ BACKBONE: dict[str, Any] = {"backbone": "tf_efficientnet_lite0"}
 NETWORK: dict[str, Any] = {**BACKBONE, "decoder": "pyramid"}
 YAML_WORDS = ("true", "false", "yes", "no", "on", "off", "null", "y", "n", ".nan", ".inf")
 """Strings that YAML would take for something else."""
+WIDE: dict[str, Any] = {"wide": True, "iterations": 60, "background": 0.35, "band": 0.05}
+"""How a classifier's activations become maps of objects that fill a part of a photograph, as in configs/folder."""
+REFINED: dict[str, Any] = {"refine": "wide", "pamr_iterations": 10, "foreground_threshold": 0.3}
+"""How the maps that learnt from these are written, as there: they miss parts of the objects."""
 OPTIMIZER: dict[str, Any] = {"optimizer": "adamw", "backbone_lr_factor": 0.3, "weight_decay": 0.01}
 
 
@@ -90,8 +94,10 @@ def configurations(found: Survey, device: Device) -> Iterator[tuple[str, str]]:
     semantic_dir: Any = found.semantic_dir
     shared: dict[str, Any] = {key: chosen[key] for key in ("image_scale", "crop_size", "batch_size") if key in chosen}
     lengths: dict[str, Any] = {key: chosen[key] for key in ("object_scale", "min_area") if key in chosen}
-    weak: dict[str, Any] = {"supervision": "points" if found.points is not None else "tags"}
-    if found.points is not None:
+    start: dict[str, Any] = {}
+    pointed = found.points is not None
+    weak: dict[str, Any] = {"supervision": "points" if pointed else "tags"}
+    if pointed:
         weak["points"] = found.points
     else:
         weak["cues_dir"] = "Peak_points"
@@ -115,7 +121,7 @@ def configurations(found: Survey, device: Device) -> Iterator[tuple[str, str]]:
             "classifier",
             _text(
                 "A classifier of the tags; predict writes its cues to Peak_points and its maps to CAM_maps.",
-                {**trained, "callbacks": [*_writers("CAM_maps"), {"class_path": "CueWriter"}]},
+                {**trained, "callbacks": [*_writers("CAM_maps", **WIDE), {"class_path": "CueWriter"}]},
                 found,
                 {
                     **weak,
@@ -129,7 +135,8 @@ def configurations(found: Survey, device: Device) -> Iterator[tuple[str, str]]:
                     "PeakAttentionModule",
                     {
                         **BACKBONE,
-                        **{"width": 128, "pam_layers": 2, "alpha": 0.0, "pooling": "ngwp"},
+                        **{"width": 128, "pam_layers": 2, "alpha": 0.0, "pooling": "ngwp", "scales": [1.0, 1.5]},
+                        "affinity": Choice(True, "spread over what looks alike: a classifier lights middles only"),
                         **_optimizer(0.001, chosen),
                     },
                 ),
@@ -144,13 +151,19 @@ def configurations(found: Survey, device: Device) -> Iterator[tuple[str, str]]:
                 {**_fit(chosen, _round(steps)), **_no_validation(), "callbacks": _writers("Retrained_maps")},
                 found,
                 {**weak, "semantic_dir": semantic_dir, "predict_split": found.splits[0], **shared, **lengths},
-                ("SemanticModule", {**NETWORK, **_optimizer(0.004, chosen)}),
+                ("SemanticModule", {**NETWORK, **({} if pointed else REFINED), **_optimizer(0.004, chosen)}),
             ),
         )
         semantic_dir = "Retrained_maps"
+        checkpoint = str(found.root / "runs" / "semantic" / "checkpoints" / "last.ckpt")
+        start = {"init_from": Choice(checkpoint, "the network of the semantic round")}
     heatmap: dict[str, Any] = {"geometry": {"sigma": chosen["sigma"]}} if "sigma" in chosen else {}
     why = "the paper's 200 leaves the semantic branch behind in a training this short"
-    center = {} if steps > 2000 else {"loss_weights": {"center": Choice(20, why)}}
+    center = {} if steps > 2000 else {"loss_weights": {"center": Choice(20 if pointed else 12.5, why)}}
+    if not pointed:
+        sigma = Choice(25.0, "a short training knows a centre only roughly, and narrower peaks stay flat then")
+        window = Choice(129, "half of a typical object: a narrower one finds several centres in it")
+        heatmap = {"geometry": {"sigma": sigma, "peak_window": window}, "clustering": False}
     validated = found.annotations is not None and found.splits[1] is not None
     every = max(1, steps // 4 * chosen["batch_size"].value // found.train_images)
     validation = {"check_val_every_n_epoch": Choice(every, "four times")} if validated else _no_validation()
@@ -161,7 +174,10 @@ def configurations(found: Survey, device: Device) -> Iterator[tuple[str, str]]:
             {**_fit(chosen, steps), **validation},
             found,
             {**weak, "semantic_dir": semantic_dir, **shared, **lengths},
-            ("BestieModule", {**NETWORK, **heatmap, **_optimizer(0.008, chosen), **center}),
+            (
+                "BestieModule",
+                {**NETWORK, **start, **heatmap, **_optimizer(0.008 if pointed else 0.004, chosen), **center},
+            ),
         ),
     )
 
@@ -185,8 +201,8 @@ def _optimizer(lr: float, chosen: dict[str, Choice]) -> dict[str, Any]:
     return {"optimization": {**OPTIMIZER, "lr": lr, "warmup_steps": chosen["warmup_steps"]}}
 
 
-def _writers(folder: str) -> list[dict[str, Any]]:
-    return [{"class_path": "SemanticMapWriter", "init_args": {"output_dir": folder}}]
+def _writers(folder: str, **settings: Any) -> list[dict[str, Any]]:
+    return [{"class_path": "SemanticMapWriter", "init_args": {"output_dir": folder, **settings}}]
 
 
 def _text(
