@@ -140,7 +140,7 @@ def test_half_precision_maps_are_compared_in_float32() -> None:
 
 def test_maps_must_be_enlarged_first() -> None:
     for loss in (lambda z: center_loss(z, unlabelled(), geometry=GEOMETRY), lambda z: offset_loss(z, unlabelled())):
-        with pytest.raises(ValueError, match=r"13 x 17 px; enlarge the network's maps"):
+        with pytest.raises(ValueError, match=r"13 x 17 px; enlarge them first \(BestieModel.enlarge\)"):
             loss(torch.zeros(2, 2, 3, 4))
 
 
