@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -109,7 +108,7 @@ def main() -> None:
     with ThreadPoolExecutor(arguments.jobs) as pool:
         results = dict(zip(SIDES, pool.map(run, SIDES), strict=True))
     content = {
-        "command": shlex.join(["python", "-m", "experiments.init", *sys.argv[1:]]),
+        "command": f"python -m experiments.init {arguments.task} {os.path.relpath(arguments.data.resolve(), ROOT)}",
         "environment": results["init"]["environment"],
         "seed": arguments.seed,
         "steps": steps,

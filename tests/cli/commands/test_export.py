@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -22,8 +21,6 @@ from bestie_pl.models import exported
 from bestie_pl.modules.run_folders import link_last
 from bestie_pl.modules.weights import sha256
 from bestie_pl.ops.masks import mask_iou
-
-ONNX = all(importlib.util.find_spec(name) is not None for name in exported.ONNX_PACKAGES)
 
 
 def trained(folder: Path, backbone: str, decoder: str) -> Path:
@@ -62,8 +59,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=["torch", pytest.param("onnx", marks=pytest.mark.slow)])
 def program(request: pytest.FixtureRequest, checkpoint: Path) -> Path:
     kind = request.param
-    if kind == "onnx" and not ONNX:
-        pytest.skip(f"the extra onnx is not installed: {', '.join(exported.ONNX_PACKAGES)}")
     out = checkpoint.parents[2] / kind
     assert main(["export", "--checkpoint", str(checkpoint), "--format", kind, "--out", str(out)]) == 0
     return out / exported.FILES[kind]
@@ -114,8 +109,6 @@ def test_networks_of_the_configurations(
     kind: str, backbone: str, decoder: str, tmp_path: Path, real_data: Path
 ) -> None:
     """TensorFlow's padding depends on the size of each image; HRNet has branches of several sizes."""
-    if kind == "onnx" and not ONNX:
-        pytest.skip(f"the extra onnx is not installed: {', '.join(exported.ONNX_PACKAGES)}")
     checkpoint = trained(tmp_path / "run", backbone, decoder)
     assert main(["export", "--checkpoint", str(checkpoint), "--format", kind, "--out", str(tmp_path / "out")]) == 0
     program = tmp_path / "out" / exported.FILES[kind]  # type: ignore[index]
