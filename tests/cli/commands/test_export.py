@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import warnings
 from copy import deepcopy
@@ -102,7 +101,6 @@ def test_tensorflows_padding_becomes_constant(kernel: int, stride: int, dilation
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not os.environ.get("BESTIE_SLOW"), reason="takes minutes; BESTIE_SLOW=1 runs it")
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
 @pytest.mark.parametrize(("backbone", "decoder"), [("tf_efficientnet_lite0", "pyramid"), ("hrnet_w18_small", "heads")])
 def test_networks_of_the_configurations(
