@@ -29,7 +29,11 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
     "growth": refinement.run_growth,
 }
 
-ON_A_GPU: dict[str, Callable[[Settings], list[Row]]] = {"compiled": throughput.run_compiled}
+ON_A_GPU: dict[str, Callable[[Settings], list[Row]]] = {
+    "compiled": throughput.run_compiled,
+    "graphed": throughput.run_graphed,
+    "batches": throughput.run_batches,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Row, Settings, Stages, alternating, busiest, seconds
+from benchmarks.measure import Row, Settings, Stages, alternating, busiest, peak_bytes, seconds
 from benchmarks.scenes import make_scene
 from benchmarks.step import Step, half, make_step
 
@@ -90,16 +90,44 @@ def run(settings: Settings) -> list[Row]:
 
 def run_compiled(settings: Settings) -> list[Row]:
     """What ``torch.compile`` of the network gives: of HRNet-W48, which takes it minutes before the first step."""
+    return _against_eager("compiled", lambda step, images: step.model.network.compile(), settings)
+
+
+def run_graphed(settings: Settings) -> list[Row]:
+    """What a CUDA graph of the network gives, which one call launches in place of thousands."""
+    return _against_eager("graphed", _graph, settings)
+
+
+def _graph(step: Step, images: Tensor) -> None:
+    with step.autocast:
+        step.model.graph(images)
+
+
+def _against_eager(how: str, change: Callable[[Step, Tensor], None], settings: Settings) -> list[Row]:
     batch = 2 if settings.quick else 16
-    train, _ = _training(batch, settings)
+    train, images = _training(batch, settings)
     with _fixed_shapes(settings):
-        steps = {kind: make_step(settings, 20, dtype=half(settings)) for kind in ("eager", "compiled")}
-        steps["compiled"].model.network.compile()
+        steps = {kind: make_step(settings, 20, dtype=half(settings)) for kind in ("eager", how)}
+        change(steps[how], images)
         taken = alternating({kind: train(step) for kind, step in steps.items()}, settings, repeats=20)
-        why = busiest(train(steps["compiled"]), settings, 6)
-    rows = [Row(f"HRNet-W48, 416 px, bfloat16, {kind}: whole step", batch / t, "crops/s") for kind, t in taken.items()]
-    gain = taken["eager"] / taken["compiled"]
-    return [*rows, Row("HRNet-W48, 416 px, bfloat16: compiled against eager", gain, "x", limited_by=why)]
+        why = busiest(train(steps[how]), settings, 6)
+    name = "HRNet-W48, 416 px, bfloat16"
+    rows = [Row(f"{name}, {kind}: whole step", batch / t, "crops/s") for kind, t in taken.items()]
+    return [*rows, Row(f"{name}: {how} against eager", taken["eager"] / taken[how], "x", limited_by=why)]
+
+
+def run_batches(settings: Settings) -> list[Row]:
+    """The whole step with more images at once."""
+    rows = []
+    with _fixed_shapes(settings):
+        for batch in (2, 4) if settings.quick else (16, 32, 64):
+            train, _ = _training(batch, settings)
+            step = make_step(settings, 20, dtype=half(settings))
+            rate = batch / seconds(train(step), settings, repeats=10)
+            rows.append(Row(f"HRNet-W48, 416 px, bfloat16, batch {batch}: whole step", rate, "crops/s"))
+            peak = peak_bytes(train(step), settings) / 2**20
+            rows.append(Row(f"HRNet-W48, 416 px, bfloat16, batch {batch}: memory", peak, "MiB"))
+    return rows
 
 
 def _training(batch: int, settings: Settings) -> tuple[Callable[[Step], Callable[[], None]], Tensor]:

@@ -44,29 +44,31 @@ def measured(file: str, name: str) -> float:
     return float({row["name"]: row["value"] for row in rows}[name])
 
 
-def crops_a_second() -> float:
-    """A whole step of HRNet-W48 on one GPU, batch 16 of 416 px."""
-    return measured("throughput_cuda", "HRNet-W48, 416 px, bfloat16: whole step")
+BATCHES = (16, 32, 64)
+"""Images at once that were measured."""
+
+
+def crops_a_second(images: int = 16) -> float:
+    """A whole step of HRNet-W48 on one GPU, with so many images of 416 px."""
+    return measured("batches_cuda", f"HRNet-W48, 416 px, bfloat16, batch {images}: whole step")
 
 
 def training_table() -> Table:
     """Batch, learning rate, warm-up and time of the paper's training on VOC."""
     rows = [["GPUs", "images a GPU", "batch", "learning rate", "steps", "warm-up", "hours, computed"]]
-    plans = [(1, 16, 2), (8, 4, 1), (8, 16, 1), (64, 1, 1), (64, 4, 1), (64, 16, 1)]
-    for gpus, images, accumulated in plans:
-        batch = gpus * images * accumulated
+    for gpus, images in [(1, 32), (8, 4), (8, 16), (64, 1), (64, 4), (64, 16)]:
+        batch = gpus * images
         steps = IMAGES // batch * EPOCHS
         rate = REFERENCE_LR * math.sqrt(batch / REFERENCE_BATCH)
-        note = f", {accumulated} accumulated" if accumulated > 1 else ""
-        hours = IMAGES * EPOCHS / (crops_a_second() * gpus) / 3600
-        shown = f"{hours:.2g}" if images == 16 else "–"
+        hours = IMAGES * EPOCHS / (crops_a_second(images) * gpus) / 3600 if images in BATCHES else None
         rows.append(
-            [str(gpus), f"{images}{note}", str(batch), f"{rate:.2g}", f"{steps:,}"]
-            + [str(round(steps * WARMUP_SHARE)), shown]
+            [str(gpus), str(images), str(batch), f"{rate:.2g}", f"{steps:,}", str(round(steps * WARMUP_SHARE))]
+            + ["–" if hours is None else f"{hours:.2g}"]
         )
+    rates = ", ".join(f"{crops_a_second(images):.0f} with {images}" for images in BATCHES)
     origin = (
-        f"`python -m tools.tables`: {IMAGES:,} images, {EPOCHS} epochs; {crops_a_second():.0f} crops/s a GPU with 16 "
-        f"images, `{BENCHMARKS}/throughput_cuda.json`, as many times as there are GPUs; other batches were not measured"
+        f"`python -m tools.tables`: {IMAGES:,} images, {EPOCHS} epochs; crops a second of a GPU are {rates} images at "
+        f"once, `{BENCHMARKS}/batches_cuda.json`, as many times as there are GPUs; fewer were not measured"
     )
     return rows, origin
 

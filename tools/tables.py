@@ -234,6 +234,11 @@ GPU_ROWS = (
     ("pipeline", "paper: augmentation and pseudo labels on the device"),
     ("inference", "batch 8: network hrnet_w48"),
     ("inference", "batch 8: post-processing"),
+    ("graphed", "HRNet-W48, 416 px, bfloat16, eager: whole step"),
+    ("graphed", "HRNet-W48, 416 px, bfloat16, graphed: whole step"),
+    ("graphed", "HRNet-W48, 416 px, bfloat16: graphed against eager"),
+    *(("batches", f"HRNet-W48, 416 px, bfloat16, batch {batch}: whole step") for batch in (16, 32, 64)),
+    ("batches", "HRNet-W48, 416 px, bfloat16, batch 64: memory"),
 )
 """Rows without a bar that say what the others are made of."""
 
@@ -251,23 +256,26 @@ def gpu_table() -> str:
 
 
 def gpu_fit_table() -> str:
-    """Losses of the short training on a GPU, every fifth step."""
-    path = f"{BENCHMARKS}/fit_cuda.csv"
-    columns = {
-        "step": "step",
-        "train/loss": "loss",
-        "train/semantic": "semantic",
-        "train/center_pseudo": "centre, pseudo",
-        "train/offset_pseudo": "offset, pseudo",
-        "train/center_refined": "centre, refined",
-    }
-    table = [list(columns.values())]
+    """Losses of the short training on a GPU, every fifth step, without and with the network as a CUDA graph."""
+    paths = (f"{BENCHMARKS}/fit_cuda.csv", f"{BENCHMARKS}/fit_graphed_cuda.csv")
+    table = [["step", "loss", "loss, graphed", "semantic", "centre, pseudo", "offset, pseudo", "centre, refined"]]
+    plain, graphed = ([row for row in _lines(path) if row["train/loss"]] for path in paths)
+    for row, other in zip(plain, graphed, strict=True):
+        terms = ("semantic", "center_pseudo", "offset_pseudo", "center_refined")
+        losses = [row["train/loss"], other["train/loss"], *(row[f"train/{term}"] for term in terms)]
+        if (int(row["step"]) + 1) % 5 == 0:
+            table.append([str(int(row["step"]) + 1), *(f"{float(loss):.2f}" for loss in losses)])
+    medians = [
+        statistics.median(float(row["seconds/compute"]) for row in _lines(path) if row["seconds/compute"])
+        for path in paths
+    ]
+    table.append(["seconds a step, median", *(f"{value:.3f}" for value in medians), *("" for _ in terms)])
+    return markdown(table, " and ".join(f"`{path}`" for path in paths))
+
+
+def _lines(path: str) -> list[dict[str, str]]:
     with (ROOT / path).open(newline="") as file:
-        for row in csv.DictReader(file):
-            if row["train/loss"]:
-                losses = [f"{float(row[key]):.2f}" for key in columns if key != "step"]
-                table.append([str(int(row["step"]) + 1), *losses])
-    return markdown(table, f"`{path}`")
+        return list(csv.DictReader(file))
 
 
 def stages_table() -> str:
@@ -302,7 +310,7 @@ def bar_of(row: dict[str, Any]) -> str:
 
 def reason(row: dict[str, Any]) -> str:
     """What limits a row, without the names of CUDA kernels, which fill half a page each."""
-    return re.sub(r"(, )?void at::.*? \d+ %(?=,|$)", "", row.get("limited_by", "")).removeprefix(", ")
+    return re.sub(r"(, )?(void at::.*?|sm\d+_\w+) \d+ %(?=,|$)", "", row.get("limited_by", "")).removeprefix(", ")
 
 
 def scaling_table(name: str) -> str:

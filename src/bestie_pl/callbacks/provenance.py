@@ -25,7 +25,7 @@ FILE = "made_by.yaml"
 OF_TRAINING = {
     *("optimization", "optimizer", "lr", "backbone_lr_factor", "weight_decay", "warmup_steps"),
     *("loss_weights", "center_weight", "offset_weight", "semantic_weight"),
-    *("backbone_weights", "init_from", "compile_network", "alpha_ramp_steps", "balance"),
+    *("backbone_weights", "init_from", "compile_network", "graph_network", "alpha_ramp_steps", "balance"),
 }
 """Settings of modules that change no prediction of given weights."""
 

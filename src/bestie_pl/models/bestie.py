@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from kornia.enhance import normalize
@@ -115,6 +116,7 @@ class BestieModel(nn.Module):
             _initialize_as_release(self.network)
         # a third faster on CPUs and with tensor cores; states and maps are the same
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._graphed: tuple[tuple[Any, ...], Callable[[Tensor], InstanceMaps], Tensor] | None = None
 
     def forward(self, images: Tensor) -> InstanceMaps:
         """Normalise, and predict.
@@ -139,7 +141,60 @@ class BestieModel(nn.Module):
         )
         x = x.contiguous(memory_format=torch.channels_last)
         h, w = -(-height // STRIDE), -(-width // STRIDE)
-        return InstanceMaps(*(m[..., :h, :w] for m in self.network(x)))
+        return InstanceMaps(*(m[..., :h, :w] for m in self._computed(x)))
+
+    def _computed(self, x: Tensor) -> InstanceMaps:
+        if self._graphed is not None and self.training and torch.is_grad_enabled():
+            key, replay, _ = self._graphed
+            if key == self._key(x):
+                return replay(x)
+        maps: InstanceMaps = self.network(x)
+        return maps
+
+    def graph(self, images: Tensor) -> None:
+        """From now on train on batches of this shape by replaying CUDA graphs of the network, forward and backward.
+
+        HRNet-W48 has thousands of short kernels, which a CPU launches more slowly than a GPU computes them; a graph is
+        launched as one. Results are the same to the last bit. What it leaves to its user: parameters have to stay where
+        they are, one step's backward has to come before the next step's forward, and gradients may not be added up over
+        several steps, as each step writes them to the same place.
+
+        Args:
+            images: As of ``forward``, on a GPU. Under autocast the graphs compute in its precision.
+        """
+        shape = (*images.shape[:2], *(size + -size % SIZE_STEP for size in images.shape[-2:]))
+        x = images.new_zeros(shape).contiguous(memory_format=torch.channels_last)
+        # a graph's gradients come from a stream of its own, which torch would warn of
+        if hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):
+            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
+        # what its rehearsals do to the running statistics is undone
+        before = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
+        caches = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)
+        try:
+            torch.cuda.make_graphed_callables(self.network, (x,), allow_unused_input=True)
+        finally:
+            torch.set_autocast_cache_enabled(caches)
+        replay = self.network.forward
+        # torch puts it in the place of the network's own, which other shapes and copies of the network need
+        del self.network.forward
+        for name, buffer in self.network.named_buffers():
+            buffer.copy_(before[name])
+        # held, so that nothing else comes to lie where the first parameter lay
+        self._graphed = self._key(x), replay, next(self.network.parameters()).detach()
+
+    def _key(self, x: Tensor) -> tuple[Any, ...]:
+        """What a graph is good for: batches of one shape, and parameters that nobody has moved."""
+        return x.shape, x.dtype, next(self.network.parameters()).data_ptr()
+
+    @property
+    def graphed(self) -> bool:
+        """Whether ``graph`` is in force."""
+        return self._graphed is not None
+
+    def drop_graph(self) -> None:
+        """Compute by the layers again; frees the graph's memory."""
+        self._graphed = None
 
     def enlarge(self, maps: InstanceMaps, size: tuple[int, int]) -> InstanceMaps:
         """The maps at ``size`` = (H, W), bilinear as the decoder wants it, in float32; offsets keep their unit."""
