@@ -6,6 +6,9 @@ import importlib
 import io
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import tokenize
 from pathlib import Path
 from typing import Any
@@ -153,6 +156,23 @@ def test_the_site_has_every_public_name_and_finds_its_pages(monkeypatch: pytest.
     written = {path.name for path in PAGES if path.name != "README.md"} | {"index.md", "api.md"}
     assert written - pages == set(), "add these to nav in mkdocs.yml"
     assert pages <= written, "in nav of mkdocs.yml and not there"
+
+
+def test_the_site_is_built_without_a_wrong_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``make docs``, in a folder of its own."""
+    monkeypatch.syspath_prepend(str(REPOSITORY))
+    site = importlib.import_module("tools.site")
+    monkeypatch.setattr(site, "PAGES", tmp_path / "build/pages")
+    site.main()
+    shutil.copy(REPOSITORY / "mkdocs.yml", tmp_path)
+    for name in ("src", "tools"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    program = Path(sys.executable).with_name("zensical")
+    if not program.exists():
+        pytest.skip("zensical is not installed: pip install 'bestie-pl[docs]'")
+    built = subprocess.run([program, "build", "--strict"], cwd=tmp_path, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert "BestieModule" in (tmp_path / "build/site/api/index.html").read_text()
 
 
 def test_the_house_is_drawn_as_it_stands() -> None:

@@ -111,7 +111,7 @@ class BestieModule(NetworkModule):
         inference: How instances are predicted.
         loss_weights: Of centre, offset and semantic loss.
         optimization: Optimiser and schedule.
-        compile_network: Let torch compile the network when training starts: takes minutes, then steps are faster.
+        compile_network: Let torch compile the network when training starts, which takes an HRNet many minutes.
         graph_network: Let one GPU replay the network's kernels as a CUDA graph, where a CPU launches them too slowly:
             the same results, sooner with HRNets and small batches. Not with several GPUs or accumulated gradients.
     """
