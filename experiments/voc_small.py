@@ -26,20 +26,21 @@ ON_VAL = ("--data.init_args.predict_split=val_instances", "--data.init_args.labe
 CUES_AND_MAPS = ("--trainer.callbacks=CueWriter", ANEW, "--trainer.callbacks+=SemanticMapWriter", ANEW)
 WIDE = ("--trainer.callbacks.wide=true", "--trainer.callbacks.iterations=60")
 """Refinement of the classifier's maps, as in its configuration."""
-BAND = ("--trainer.callbacks.background=0.35", "--trainer.callbacks.band=0.05")
+OTSU = "--trainer.callbacks.background=otsu"
+BAND = (OTSU, "--trainer.callbacks.band=0.05")
 DECIDED = "--trainer.callbacks.band=0"
 MAPS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "CAM": (
         "classifier",
         "classifier",
-        ("--model.init_args.affinity=false", "--trainer.callbacks.iterations=0", "--trainer.callbacks.background=0.4"),
+        ("--model.init_args.affinity=false", "--trainer.callbacks.iterations=0", OTSU),
     ),
-    "spread by affinity, wide PAMR": ("classifier", "classifier", (*WIDE, "--trainer.callbacks.background=0.35")),
+    "spread by affinity, wide PAMR": ("classifier", "classifier", (*WIDE, OTSU)),
     "retrained": ("semantic", "semantic", ("--model.init_args.refine=null",)),
     "retrained, PAMR": ("semantic", "semantic", ()),
     "retrained twice, PAMR": ("semantic", "semantic2", ()),
 }
-"""What is compared: configuration, stage and options. The thresholds are those that were chosen on animals."""
+"""What is compared: configuration, stage and options."""
 WAY = ("classifier", "cues_train", "semantic", "maps_train", "semantic2", "maps2_train", "tags")
 """The stages from tags to a trained network; all others measure."""
 BORDER = 20

@@ -74,6 +74,42 @@ def test_maps_of_a_classifier_are_written_in_the_release_format(shapes_folder: P
     assert "miou" not in report, "no truth was asked for"
 
 
+def test_otsus_threshold_is_that_of_all_images_also_after_an_interruption(shapes_folder: Path, tmp_path: Path) -> None:
+    data = make_data(shapes_folder)
+    predict(Classifier(), data, tmp_path, SemanticMapWriter(background="otsu", band=0, iterations=0))
+    settings = json.loads((tmp_path / "semantic_maps.json").read_text())["settings"]
+    assert settings["background"] == "otsu"
+    values = []
+    for sample in (data.datasets["predict"][n] for n in range(16)):
+        bright = sample.image.float().mean(0)
+        values.append((bright / bright.max()).flatten())
+    values = torch.cat(values)
+    assert settings["threshold"] == pytest.approx(plain_otsu(values), abs=0.01)
+    files = sorted((tmp_path / "semantic_maps").glob("*.png"))
+    before = {path: path.read_bytes() for path in files}
+    for path in files[5:9]:
+        path.unlink()
+    predict(Classifier(), data, tmp_path, SemanticMapWriter(background="otsu", band=0, iterations=0))
+    assert {path: path.read_bytes() for path in files} == before
+    predict(Classifier(), data, tmp_path, SemanticMapWriter(background="otsu", band=0, iterations=0))
+    report = json.loads((tmp_path / "semantic_maps.json").read_text())
+    assert "threshold" not in report["settings"], "nothing was left to look for it"
+    with pytest.raises(ValueError, match="made with other settings|background"):
+        predict(Classifier(), data, tmp_path, SemanticMapWriter(band=0, iterations=0))
+
+
+def plain_otsu(values: torch.Tensor) -> float:
+    """The threshold whose two sides have means that are farthest apart, weighted by their sizes."""
+    candidates = torch.linspace(0, 1, 1001)[1:-1]
+    spread = []
+    for threshold in candidates:
+        above = values > threshold
+        share = above.float().mean()
+        means = values[above].mean() - values[~above].mean()
+        spread.append(share * (1 - share) * means**2)
+    return float(candidates[torch.stack(spread).nan_to_num(0).argmax()])
+
+
 def test_an_interrupted_run_goes_on_and_the_report_covers_all(shapes_folder: Path, tmp_path: Path) -> None:
     data = make_data(shapes_folder, label_quality=True)
     whole = Classifier()
@@ -170,6 +206,8 @@ def test_modules_without_maps_are_left_alone(shapes_folder: Path, tmp_path: Path
 def test_wrong_folders_and_thresholds_are_refused(shapes_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="background - band"):
         SemanticMapWriter(background=0.1, band=0.2)
+    with pytest.raises(ValueError, match="background - band"):
+        SemanticMapWriter(background="otsu", band=0.6)
     with pytest.raises(FileNotFoundError, match="earlier round"):
         predict(Classifier(), make_data(shapes_folder), tmp_path, SemanticMapWriter(earlier_dir=str(tmp_path / "no")))
     (tmp_path / "semantic_maps").mkdir()

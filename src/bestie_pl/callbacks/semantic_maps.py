@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
@@ -16,22 +16,35 @@ from torch.nn import functional as F
 from bestie_pl.callbacks import verdicts
 from bestie_pl.callbacks.provenance import weights_of
 from bestie_pl.callbacks.reporting import ReportingWriter, computed, tell
-from bestie_pl.callbacks.resume import below_root
+from bestie_pl.callbacks.resume import below_root, images_of
 from bestie_pl.callbacks.run_folder import publish, run_folder
 from bestie_pl.callbacks.scores import environment
 from bestie_pl.data.files import require_folder, write_json
 from bestie_pl.data.formats.maps import MapFolder, read_if_present, write_semantic
+from bestie_pl.data.loaders import collate_evaluated
 from bestie_pl.data.samples import Sample
 from bestie_pl.metrics.semantic import SemanticIoU
 from bestie_pl.metrics.semantic_maps import SemanticMapFigures
 from bestie_pl.modules.peak_attention import ActivationPrediction
 from bestie_pl.modules.semantic import SemanticPrediction
 from bestie_pl.ops.masks import resize_map
-from bestie_pl.ops.semantic import BACKGROUND, BAND, ITERATIONS, semantic_from_activations
+from bestie_pl.ops.semantic import (
+    BACKGROUND,
+    BAND,
+    ITERATIONS,
+    otsu_background,
+    refine_activations,
+    semantic_from_activations,
+)
+from bestie_pl.progress import progress
 from bestie_pl.structures import IGNORE, Batch
 
 SETTINGS = ("use_tags", "mirror", "scales", "refine", "pamr_iterations", "foreground_threshold", "background", "band")
 """What the report repeats of a module's settings, as far as it has them."""
+
+
+SAMPLE = 100
+"""Images that a threshold is found from."""
 
 
 @runtime_checkable
@@ -65,7 +78,8 @@ class SemanticMapWriter(ReportingWriter):
     Args:
         output_dir: Folder for the maps; a relative one is below the data set's root, as its ``semantic_dir`` is.
             ``semantic_maps`` in the run's folder if omitted.
-        background: Activation below which a pixel of a classifier's map is background.
+        background: Activation below which a pixel of a classifier's map is background; ``otsu`` finds it for the data
+            set, from the activations of 100 of its images (``ops.semantic.otsu_background``).
         band: Activations this close to it are ignored (255).
         iterations: Rounds of refinement of a classifier's activations; 0 for none.
         wide: Refine over larger distances, for objects of a quarter of the image (``ops.semantic.refine_widely``).
@@ -79,7 +93,7 @@ class SemanticMapWriter(ReportingWriter):
         self,
         output_dir: str | None = None,
         *,
-        background: float = BACKGROUND,
+        background: float | Literal["otsu"] = BACKGROUND,
         band: float = BAND,
         iterations: int = ITERATIONS["activations"],
         wide: bool = False,
@@ -91,10 +105,14 @@ class SemanticMapWriter(ReportingWriter):
         self.background, self.band, self.iterations = background, band, iterations
         self.wide = wide
         self.earlier_dir = earlier_dir
-        if not (band >= 0 and background - band >= 0 and background + band < 1 and iterations >= 0):
+        self.threshold = None if background == "otsu" else background
+        low, high = (
+            (0.5 - band, 0.5 + band) if self.threshold is None else (self.threshold - band, self.threshold + band)
+        )
+        if not (band >= 0 and low >= 0 and high < 1 and iterations >= 0):
             raise ValueError(
-                "expected 0 <= background - band, background + band < 1 and iterations >= 0; got "
-                f"{background}, {band} and {iterations}"
+                "expected a background of otsu or a number, 0 <= background - band, background + band < 1 and "
+                f"iterations >= 0; got {background}, {band} and {iterations}"
             )
 
     def folder(self, trainer: pl.Trainer) -> Path:
@@ -125,6 +143,38 @@ class SemanticMapWriter(ReportingWriter):
         assert isinstance(pl_module, (MakesMaps, MakesActivations))
         self.names = tuple(pl_module.class_names)
         self.figures, self.iou = SemanticMapFigures(len(self.names)), SemanticIoU(len(self.names))
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find the threshold, where there is something to write."""
+        super().on_predict_start(trainer, pl_module)
+        if self.background == "otsu" and isinstance(pl_module, MakesActivations) and any(trainer.num_predict_batches):
+            threshold = self._otsu(trainer, pl_module) if trainer.is_global_zero else None
+            self.threshold = trainer.strategy.broadcast(threshold)
+
+    @torch.no_grad()
+    def _otsu(self, trainer: pl.Trainer, module: pl.LightningModule) -> float:
+        """The threshold for all images of ``predict``, the finished ones too: an interrupted run goes on with it."""
+        images, data = images_of(trainer), getattr(trainer, "datamodule", None)
+        if images is None or data is None:
+            raise ValueError("background: otsu needs a data module of this package; give a number")
+        scores = []
+        step = max(1, len(images) / SAMPLE)
+        chosen = [int(number * step) for number in range(min(len(images), SAMPLE))]
+        for index in progress(chosen, "looking for the background's threshold"):
+            batch = collate_evaluated([images[index]], classes=0, truth=False).to(module.device)
+            batch = data.on_after_batch_transfer(batch, 0)
+            with trainer.precision_plugin.predict_step_context():
+                (planes,) = module.predict_step(batch, 0).activations
+            if len(planes):
+                height, width = batch.sizes[0]
+                image = batch.images[0, :, :height, :width]
+                refined = refine_activations(planes, image, iterations=self.iterations, wide=self.wide)
+                scores.append(refined.amax(0).flatten().cpu())
+        if not scores:
+            return BACKGROUND
+        threshold = min(otsu_background(torch.cat(scores)), 0.99)
+        rank_zero_info(f"Maps: background below {threshold:.3f}, by Otsu's rule from {len(scores)} images.")
+        return threshold
 
     @torch.no_grad()
     def write_on_batch_end(
@@ -162,6 +212,8 @@ class SemanticMapWriter(ReportingWriter):
         self._measure(sample.name, semantic, sample.tags, sample.image.float() / 255, true=sample.semantic_reference)
 
     def _from_activations(self, prediction: ActivationPrediction, batch: Batch) -> tuple[Tensor, ...]:
+        assert self.threshold is not None  # it was found when prediction began
+        band = min(self.band, self.threshold, 0.99 - self.threshold)
         maps = []
         for planes, tags, image, (h, w), original in zip(
             prediction.activations, batch.tags, batch.images, batch.sizes, batch.original_sizes, strict=True
@@ -172,8 +224,8 @@ class SemanticMapWriter(ReportingWriter):
                 activations,
                 tags,
                 image[:, :h, :w],
-                background=self.background,
-                band=self.band,
+                background=self.threshold,
+                band=band,
                 iterations=self.iterations,
                 wide=self.wide,
             )
@@ -211,6 +263,8 @@ class SemanticMapWriter(ReportingWriter):
         settings = {name: getattr(pl_module, name) for name in SETTINGS if hasattr(pl_module, name)}
         if isinstance(pl_module, MakesActivations):
             settings |= self.settings()
+            if self.background == "otsu" and self.threshold is not None:
+                settings["threshold"] = self.threshold
         content: dict[str, Any] = {
             "verdict": verdict,
             "folder": str(self.folder(trainer)),

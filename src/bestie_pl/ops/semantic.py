@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import product
 
 import torch
+from kornia.filters import otsu_threshold
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -162,6 +163,37 @@ def _affinities(image: Tensor, dilations: Sequence[int]) -> Tensor:
 
 
 @torch.no_grad()
+def refine_activations(planes: Tensor, image: Tensor, *, iterations: int, wide: bool) -> Tensor:
+    """Activation maps (P, H, W) refined by the image's colours, over their usual distances or ``wide`` ones."""
+    refine = refine_widely if wide else pixel_adaptive_refinement
+    return refine(planes, image, iterations=iterations)
+
+
+@torch.no_grad()
+def otsu_background(scores: Tensor) -> float:
+    """The threshold between two groups of activations: with it the variance between their means is largest.
+
+    Over the pixels of many images together these are objects and background, so it says without any mask where one
+    ends and the other begins.
+
+    Args:
+        scores: Largest refined activation of pixels, in [0, 1], any shape.
+
+    Raises:
+        ValueError: No pixel.
+
+    Source: Otsu, A Threshold Selection Method from Gray-Level Histograms, 1979.
+
+    >>> otsu_background(torch.tensor([0.0, 0.1, 0.1, 0.2, 0.7, 0.8, 0.9])) < 0.7
+    True
+    """
+    if scores.numel() == 0:
+        raise ValueError("no pixel to find a threshold for")
+    _, threshold = otsu_threshold(scores.float().reshape(1, -1))
+    return float(threshold)
+
+
+@torch.no_grad()
 def semantic_from_activations(
     activations: Tensor,
     tags: Tensor,
@@ -202,9 +234,7 @@ def semantic_from_activations(
     classes = tags.nonzero()[:, 0]
     if len(classes) == 0:
         return torch.zeros(activations.shape[1:], dtype=torch.uint8, device=activations.device)
-    refine = refine_widely if wide else pixel_adaptive_refinement
-    refined = refine(activations[classes], image, iterations=iterations)
-    score, best = refined.max(0)
+    score, best = refine_activations(activations[classes], image, iterations=iterations, wide=wide).max(0)
     semantic = (classes[best] + 1).byte()
     semantic[score <= background + band] = IGNORE
     semantic[score <= background - band] = 0
