@@ -183,6 +183,17 @@ def init_table() -> str:
     return markdown(table, f"{files}, `python -m experiments.init`. Scores in per cent")
 
 
+def thresholds_table() -> str:
+    """Otsu's threshold beside the one that masks would choose."""
+    path = "results/thresholds.json"
+    table = [["", "Otsu", "best, with masks", "IoU with Otsu's", "with the best", "with 0.2", "with 0.35"]]
+    for name, rows in read(path)["sets"].items():
+        for row in rows:
+            scores = (f"{100 * row[key]:.1f}" for key in ("iou_otsu", "iou_by_masks", "iou_0.2", "iou_0.35"))
+            table.append([f"{name}: {row['name']}", f"{row['otsu']:.2f}", f"{row['by_masks']:.2f}", *scores])
+    return markdown(table, f"`{path}`, `python -m experiments.thresholds`. IoU in per cent")
+
+
 def cost_table() -> str:
     """Seconds that an image costs its annotator, and what a network makes of them."""
     paper = read(PAPER)
@@ -319,6 +330,7 @@ def scaling_table(name: str) -> str:
 
 
 OTHER: dict[str, Callable[[], str]] = {
+    "thresholds": thresholds_table,
     "speed": speed_table,
     "stages": stages_table,
     "gpu": gpu_table,
