@@ -182,14 +182,16 @@ def test_cues_and_maps_come_from_one_look_at_each_image(shapes_folder: Path, tmp
 
 def test_two_processes_write_each_image_once_and_one_report(shapes_folder: Path, tmp_path: Path) -> None:
     data = make_data(shapes_folder, label_quality=True)
-    predict(Classifier(), data, tmp_path / "one", SemanticMapWriter())
+    predict(Classifier(), data, tmp_path / "one", SemanticMapWriter(background="otsu"))
     for gone in (tmp_path / "two" / "semantic_maps", tmp_path / "one" / "semantic_maps"):
         gone.mkdir(parents=True, exist_ok=True)
     for some in ("train_000004.png", FILE):  # one image is there already
         shutil.copy(tmp_path / "one" / "semantic_maps" / some, tmp_path / "two" / "semantic_maps" / some)
-    predict(Classifier(), data, tmp_path / "two", SemanticMapWriter(), devices=2, strategy="ddp_fork")
+    writer = SemanticMapWriter(background="otsu")
+    predict(Classifier(), data, tmp_path / "two", writer, devices=2, strategy="ddp_fork")
     one, two = (json.loads((tmp_path / name / "semantic_maps.json").read_text()) for name in ("one", "two"))
     assert one["figures"] == pytest.approx(two["figures"], nan_ok=True) and one["miou"] == pytest.approx(two["miou"])
+    assert one["settings"] == two["settings"] and 0 < one["settings"]["threshold"] < 1
     for path in (tmp_path / "one" / "semantic_maps").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / "semantic_maps" / path.name).read_bytes()
 
