@@ -32,11 +32,9 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "tags, foreground both": ("tags", ("--model.init_args.foreground=both",)),
     "tags, center clustering": ("tags", ("--model.init_args.clustering=true",)),
     "tags, refined labels from 0.1 on": ("tags", ("--model.init_args.refine_threshold=0.1",)),
-    "tags, nearest cue in crowded components": ("tags", ("--data.init_args.recipe=nearest",)),
     "tags, refined by a mean of networks": ("tags", ("--model=experiments.averaged.AveragedRefinement",)),
     "tags, as many steps as another round": ("tags", ("--trainer.max_steps=300",)),
     "points": ("points", ()),
-    "points, nearest point in crowded components": ("points", ("--data.init_args.recipe=nearest",)),
     "points, as many steps as another round": ("points", ("--trainer.max_steps=300",)),
 }
 """What was tried on the training of instances, each against the first row of its kind: configuration and options."""
@@ -51,6 +49,7 @@ CLASSIFIERS: dict[str, tuple[str, ...]] = {
     "mean, alpha 0.7": ("--model.init_args.pooling=mean", "--model.init_args.alpha=0.7"),
 }
 """Poolings, with and without peak attention; the first is behind all else here."""
+NEAREST = "--data.init_args.recipe=nearest"
 RAMP = "--model.init_args.alpha_ramp_steps=150"
 """Half of the classifier's training."""
 NO_GUIDANCE, NO_REFINEMENT, CLUSTERING = (
@@ -78,7 +77,7 @@ TABLE4 = {
     "ground truth": "--data.init_args.semantic_source=ground_truth",
 }
 """Where the semantic maps come from; all rows start from ImageNet weights."""
-PARTS = ("maps", "points", "alone", "round2", "second", "variants", "classifiers", "table3", "table4")
+PARTS = ("maps", "points", "alone", "round2", "nearest", "second", "variants", "classifiers", "table3", "table4")
 """What is run besides the way from tags and full supervision."""
 POINTS = [
     "--data.init_args.supervision=points",
@@ -176,6 +175,7 @@ class Chain:
             "points": self.points,
             "alone": self.points_alone,
             "round2": self.another_round,
+            "nearest": self.nearest,
             "second": self.second_stages,
             "variants": self.variants,
             "classifiers": self.classifiers,
@@ -293,6 +293,21 @@ class Chain:
         labels = f"--data.init_args.labels_from={self.folder / before / 'predictions'}"
         self.run(name, "fit", config, [*start, labels])
         self.tested(name, config)
+
+    def nearest(self) -> None:
+        """Trainings in which components with several cues teach too: each pixel belongs to the nearest (P2Seg)."""
+        tags = [NEAREST, self.cues, *self.start("semantic2", "Retrained2_maps")]
+        self.run("tags_nearest", "fit", "tags", tags)
+        self.tested("tags_nearest", "tags")
+        start = self.start("tags_nearest", "Retrained2_maps")
+        self.round_on("tags_nearest", "round2_nearest", "tags", [NEAREST, self.cues, *start])
+        for name, semantic, maps in (
+            ("points", "semantic2", "Retrained2_maps"),
+            ("points_alone", "alone_semantic2", "Alone2_maps"),
+        ):
+            if (self.folder / name).exists():
+                self.run(f"{name}_nearest", "fit", "points", [NEAREST, *self.start(semantic, maps)])
+                self.tested(f"{name}_nearest", "points")
 
     def second_stages(self) -> None:
         """A second stage for each supervision."""

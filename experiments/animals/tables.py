@@ -39,8 +39,12 @@ KINDS = {
     "points": ("points", "full"),
     "points, maps grown from them": ("points_alone", "full"),
     "tags": ("tags", "full"),
+    "points, nearest point in crowded components": ("points_nearest", "full"),
+    "points, maps grown from them, nearest point": ("points_alone_nearest", "full"),
+    "tags, nearest cue in crowded components": ("tags_nearest", "full"),
     "full supervision, longer": ("full_longer", "full_longer"),
     "tags, another round": ("round2", "full_longer"),
+    "tags, nearest cue, another round": ("round2_nearest", "full_longer"),
     "points, maps grown from them, another round": ("points_round2", "full_longer"),
 }
 """What is compared with full supervision, and with which: one that has as many steps in all."""
