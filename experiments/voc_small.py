@@ -118,8 +118,8 @@ def learn_instances(chain: Chain) -> None:
     chain.run("tags", "tags", "fit", start)
     counts = images_of_classes(chain.root)
     rows = []
-    for name, refine in (("plain", "null"), ("refined at test", "pamr")):
-        given = [*start, f"--model.init_args.inference.refine={refine}"]
+    for name, options in (("plain", []), ("refined at test", ["--model.init_args.inference.refine=pamr"])):
+        given = [*start, *options]
         report = chain.run(f"tags_test_{name.split()[0]}", "tags", "test", given, "tags", "scores_test")
         rows.append({"name": name} | instance_scores(report["scores"], counts))
     chain.write("instances", {"split": "val_instances", "seconds": chain.seconds(), "rows": rows})
