@@ -184,6 +184,15 @@ def init_table() -> str:
     return markdown(table, f"{files}, `python -m experiments.init`. Scores in per cent")
 
 
+def herds_table() -> str:
+    """Objects of the test photographs that are found, alone of their kind and among others."""
+    path = "results/animals/herds.json"
+    table = [["found at an overlap of 0.5", "alone of their kind", "in a herd"]]
+    for row in read(path)["rows"]:
+        table.append([row["name"], *(mean_and_spread(row["all"][kind]) for kind in ("alone", "in a herd"))])
+    return markdown(table, f"`{path}`, `python -m experiments.animals.herds ROOT`. Per cent of 87 and 81 objects")
+
+
 def thresholds_table() -> str:
     """Otsu's threshold beside the one that masks would choose."""
     path = "results/thresholds.json"
@@ -332,6 +341,7 @@ def scaling_table(name: str) -> str:
 
 OTHER: dict[str, Callable[[], str]] = {
     "thresholds": thresholds_table,
+    "herds": herds_table,
     "speed": speed_table,
     "stages": stages_table,
     "gpu": gpu_table,

@@ -52,6 +52,7 @@ def test_batches(root: Path) -> list[Batch]:
     data = FolderDataModule(
         str(root),
         annotations="instances_test.json",
+        test_split="test",
         supervision="full",
         image_scale=0.45,
         eval_batch_size=1,
