@@ -100,6 +100,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Rows]]] = {
     "shapes_table1": ("results/shapes/table1.json", seeds_table),
     "nuclei_table1": ("results/nuclei/table1.json", seeds_table),
     "animal_table1": ("results/animals/table1.json", seeds_table),
+    "animal_table4": ("results/animals/table4.json", seeds_table),
     "animal_variants": ("results/animals/variants.json", seeds_table),
     "animal_maps": (
         "results/animals/maps.json",
