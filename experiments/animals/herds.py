@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as codec
 
-from bestie_pl import BestieModule, FolderDataModule
+from bestie_pl import BestieModule
 from bestie_pl.progress import progress
 from bestie_pl.structures import Batch, Instances
 from experiments.animals.chain import Chain
-from experiments.animals.tables import KINDS
+from experiments.animals.tables import KINDS, test_batches
 from experiments.runs import ROOT, add_seed
 
 OVERLAP = 0.5
@@ -45,21 +45,6 @@ def main() -> None:
             command="python -m experiments.animals.herds ROOT",
             metric="in a herd",
         )
-
-
-def test_batches(root: Path) -> list[Batch]:
-    """One test photograph each, with its true instances, at the size that the networks are tested at."""
-    data = FolderDataModule(
-        str(root),
-        annotations="instances_test.json",
-        test_split="test",
-        supervision="full",
-        image_scale=0.45,
-        eval_batch_size=1,
-        num_workers=0,
-    )
-    data.setup("test")
-    return [data.on_after_batch_transfer(batch, 0) for batch in data.test_dataloader()]
 
 
 def shares_found(checkpoint: Path, batches: Sequence[Batch]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from bestie_pl import BestieModule, FolderDataModule, MaskRCNNModule
 from bestie_pl.drawing import overlay, sheet, write_picture
 from bestie_pl.metrics.semantic import SemanticIoU
 from bestie_pl.ops.masks import paint
-from bestie_pl.structures import IGNORE, Instances
+from bestie_pl.structures import IGNORE, Batch, Instances
 from experiments.animals.chain import (
     CLASSIFIERS,
     MAPS,
@@ -181,19 +181,8 @@ def draw(chain: Chain, path: Path) -> None:
         (MaskRCNNModule if "second" in title else BestieModule).load_from_checkpoint(file, map_location="cpu").eval()
         for title, file in checkpoints.items()
     ]
-    data = FolderDataModule(
-        str(chain.root),
-        annotations="instances_test.json",
-        test_split="pictures.txt",
-        supervision="full",
-        image_scale=0.45,
-        eval_batch_size=1,
-        num_workers=0,
-    )
-    data.setup("test")
     rows = []
-    for raw in data.test_dataloader():
-        batch = data.on_after_batch_transfer(raw, 0)
+    for batch in test_batches(chain.root, "pictures.txt"):
         assert batch.references is not None
         with Image.open(chain.root / "images" / f"{batch.names[0]}.jpg") as file:
             image = np.asarray(file.convert("RGB"))
@@ -206,6 +195,21 @@ def draw(chain: Chain, path: Path) -> None:
         shown = [*(worst_first(instances) for instances in found), batch.references[0]]
         rows.append([image, *(overlay(image, paint(instances)) for instances in shown)])
     write_picture(path, sheet(rows, ["photograph", *checkpoints, "ground truth"]))
+
+
+def test_batches(root: Path, split: str = "test") -> list[Batch]:
+    """A test photograph each, with its true instances, at the size that the networks are tested at."""
+    data = FolderDataModule(
+        str(root),
+        annotations="instances_test.json",
+        test_split=split,
+        supervision="full",
+        image_scale=0.45,
+        eval_batch_size=1,
+        num_workers=0,
+    )
+    data.setup("test")
+    return [data.on_after_batch_transfer(batch, 0) for batch in data.test_dataloader()]
 
 
 def sure(instances: Instances) -> Instances:

@@ -194,6 +194,11 @@ def test_two_processes_write_each_image_once_and_one_report(shapes_folder: Path,
     assert one["settings"] == two["settings"] and 0 < one["settings"]["threshold"] < 1
     for path in (tmp_path / "one" / "semantic_maps").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / "semantic_maps" / path.name).read_bytes()
+    last = tmp_path / "two" / "semantic_maps" / "train_000004.png"
+    last.unlink()  # one process has nothing to write, and waits for the other's threshold
+    writer = SemanticMapWriter(background="otsu")
+    predict(Classifier(), data, tmp_path / "two", writer, devices=2, strategy="ddp_fork")
+    assert last.read_bytes() == (tmp_path / "one" / "semantic_maps" / last.name).read_bytes()
 
 
 def test_modules_without_maps_are_left_alone(shapes_folder: Path, tmp_path: Path) -> None:

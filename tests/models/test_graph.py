@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from quick import make_trainer
 from torch import Tensor, nn
 
 from bestie_pl.data.shapes import ShapesDataModule
@@ -86,26 +87,21 @@ def make_module(**settings: Any) -> BestieModule:
     return BestieModule(5, optimization=Optimization("sgd", lr=1e-2), **settings)
 
 
-def make_trainer(folder: Path, accelerator: str, **settings: Any) -> pl.Trainer:
-    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    quiet |= {"enable_model_summary": False, "limit_val_batches": 0, "max_steps": 3, "devices": 1}
-    return pl.Trainer(accelerator=accelerator, default_root_dir=folder, **{**quiet, **settings})
-
-
 def test_a_cpu_has_no_graphs(shapes_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"graph_network is for a training on one GPU, not on 1 x cpu; set"):
-        make_trainer(tmp_path, "cpu").fit(make_module(graph_network=True), make_data(shapes_folder))
+        make_trainer(tmp_path).fit(make_module(graph_network=True), make_data(shapes_folder))
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
 def test_a_graphed_training_is_the_same(shapes_folder: Path, tmp_path: Path, precision: str) -> None:
     weights = []
     for graph_network in (False, True):
         pl.seed_everything(0)
         module = make_module(graph_network=graph_network)
-        make_trainer(tmp_path, "gpu", precision=precision).fit(module, make_data(shapes_folder))
+        trainer = make_trainer(tmp_path, accelerator="gpu", precision=precision, max_steps=3, limit_val_batches=0)
+        trainer.fit(module, make_data(shapes_folder))
         assert not module.model.graphed
         weights.append({name: value.cpu().float() for name, value in module.state_dict().items()})
     for name, value in weights[0].items():
@@ -113,8 +109,8 @@ def test_a_graphed_training_is_the_same(shapes_folder: Path, tmp_path: Path, pre
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 def test_accumulated_gradients_are_refused(shapes_folder: Path, tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, "gpu", accumulate_grad_batches=2)
+    trainer = make_trainer(tmp_path, accelerator="gpu", accumulate_grad_batches=2)
     with pytest.raises(ValueError, match="accumulate_grad_batches: 1"):
         trainer.fit(make_module(graph_network=True), make_data(shapes_folder))

@@ -41,8 +41,6 @@ from bestie_pl.structures import IGNORE, Batch
 
 SETTINGS = ("use_tags", "mirror", "scales", "refine", "pamr_iterations", "foreground_threshold", "background", "band")
 """What the report repeats of a module's settings, as far as it has them."""
-
-
 SAMPLE = 100
 """Images that a threshold is found from."""
 
@@ -106,10 +104,8 @@ class SemanticMapWriter(ReportingWriter):
         self.wide = wide
         self.earlier_dir = earlier_dir
         self.threshold = None if background == "otsu" else background
-        low, high = (
-            (0.5 - band, 0.5 + band) if self.threshold is None else (self.threshold - band, self.threshold + band)
-        )
-        if not (band >= 0 and low >= 0 and high < 1 and iterations >= 0):
+        middle = 0.5 if self.threshold is None else self.threshold
+        if not (band >= 0 and middle - band >= 0 and middle + band < 1 and iterations >= 0):
             raise ValueError(
                 "expected a background of otsu or a number, 0 <= background - band, background + band < 1 and "
                 f"iterations >= 0; got {background}, {band} and {iterations}"
@@ -145,18 +141,21 @@ class SemanticMapWriter(ReportingWriter):
         self.figures, self.iou = SemanticMapFigures(len(self.names)), SemanticIoU(len(self.names))
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find the threshold, where there is something to write."""
+        """Find the threshold; Lightning calls this where there is something to write."""
         super().on_predict_start(trainer, pl_module)
-        if self.background == "otsu" and isinstance(pl_module, MakesActivations) and any(trainer.num_predict_batches):
-            threshold = self._otsu(trainer, pl_module) if trainer.is_global_zero else None
-            self.threshold = trainer.strategy.broadcast(threshold)
+        if self.background != "otsu" or not isinstance(pl_module, MakesActivations):
+            return
+        self.threshold = None
+        if images_of(trainer) is None:
+            raise ValueError("background: otsu needs a data module of this package; give a number")
+        # a process without images does not come here, so each finds it for itself, from the same images
+        self.threshold = self._otsu(trainer, pl_module)
 
     @torch.no_grad()
     def _otsu(self, trainer: pl.Trainer, module: pl.LightningModule) -> float:
         """The threshold for all images of ``predict``, the finished ones too: an interrupted run goes on with it."""
         images, data = images_of(trainer), getattr(trainer, "datamodule", None)
-        if images is None or data is None:
-            raise ValueError("background: otsu needs a data module of this package; give a number")
+        assert images is not None and data is not None  # or there would have been an error
         scores = []
         step = max(1, len(images) / SAMPLE)
         chosen = [int(number * step) for number in range(min(len(images), SAMPLE))]
@@ -172,7 +171,8 @@ class SemanticMapWriter(ReportingWriter):
                 scores.append(refined.amax(0).flatten().cpu())
         if not scores:
             return BACKGROUND
-        threshold = min(otsu_background(torch.cat(scores)), 0.99)
+        # rounded, so that processes agree
+        threshold = round(min(otsu_background(torch.cat(scores)), 0.99), 3)
         rank_zero_info(f"Maps: background below {threshold:.3f}, by Otsu's rule from {len(scores)} images.")
         return threshold
 

@@ -155,8 +155,8 @@ class BestieModel(nn.Module):
         """From now on train on batches of this shape by replaying CUDA graphs of the network, forward and backward.
 
         HRNet-W48 has thousands of short kernels, which a CPU launches more slowly than a GPU computes them; a graph is
-        launched as one. Results are the same to the last bit. What it leaves to its user: parameters have to stay where
-        they are, one step's backward has to come before the next step's forward, and gradients may not be added up over
+        launched as one. The computation is the same. What it leaves to its user: parameters have to stay where they
+        are, one step's backward has to come before the next step's forward, and gradients may not be added up over
         several steps, as each step writes them to the same place.
 
         Args:
