@@ -188,8 +188,7 @@ class Chain:
         """What each step of making maps from the classifier gives, on the development split."""
         for name, (option, iterations, wide, threshold) in MAPS.items():
             folder = stage_of(f"dev {name}")
-            cues = f"--data.init_args.cues_dir={self.below_root(f'{folder}_cues')}"  # those of training stay
-            given = [cues, option, "--data.init_args.predict_split=dev.txt"]
+            given = [self.cues, option, "--data.init_args.predict_split=dev.txt"]
             given += ["--data.init_args.annotations=instances_train.json", "--data.init_args.label_quality=true"]
             given += ["--trainer.callbacks=SemanticMapWriter", ANEW]
             given += [f"--trainer.callbacks.output_dir={self.folder / folder / 'maps'}"]
@@ -270,8 +269,7 @@ class Chain:
 
     def table4(self) -> None:
         """What the semantic maps are worth to the instances."""
-        cues = f"--data.init_args.cues_dir={self.below_root('plain_cues')}"  # those of training stay
-        plain = [cues, PLAIN, "--trainer.callbacks=SemanticMapWriter", ANEW, "--trainer.callbacks.iterations=0"]
+        plain = [self.cues, PLAIN, "--trainer.callbacks=SemanticMapWriter", ANEW, "--trainer.callbacks.iterations=0"]
         plain += [f"--trainer.callbacks.output_dir={self.below_root('Plain_maps')}"]
         plain += [text.format(threshold=MAPS["CAM"][-1]) for text in DECIDED]
         self.run("plain_maps", "predict", "classifier", plain, reads="classifier")

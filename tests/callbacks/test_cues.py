@@ -13,6 +13,7 @@ from quick import make_trainer
 
 from bestie_pl.callbacks.cues import CueWriter
 from bestie_pl.callbacks.predictions import PredictionWriter
+from bestie_pl.callbacks.semantic_maps import SemanticMapWriter
 from bestie_pl.data.formats.cues import format_cues, read_cues
 from bestie_pl.data.shapes import ShapesDataModule
 from bestie_pl.modules.bestie import BestieModule
@@ -122,6 +123,31 @@ def test_an_interrupted_run_goes_on(module: PeakAttentionModule, shapes_folder: 
     assert seen == [] and (tmp_path / "cue_report.json").exists()
     predict(module, data, tmp_path, CueWriter(str(folder), overwrite=True))
     assert len(seen) == 5
+
+
+def test_files_are_asked_only_for_what_is_in_them(shapes_folder: Path, tmp_path: Path) -> None:
+    def classifier(**settings: Any) -> PeakAttentionModule:
+        torch.manual_seed(0)
+        settings = {"backbone": "mobilenetv3_small_100", "backbone_weights": None, "width": 16, **settings}
+        return PeakAttentionModule(5, cue_window=5, cue_scales=[1.0], **settings)
+
+    cues, maps, data = tmp_path / "cues", tmp_path / "maps", make_data(shapes_folder)
+    predict(classifier(), data, tmp_path, CueWriter(str(cues)), SemanticMapWriter(str(maps)))
+    before = content(cues)
+    others = tmp_path / "others"
+    other = classifier(affinity=True, scales=[1.0, 1.5])
+    predict(other, data, tmp_path, CueWriter(str(cues)), SemanticMapWriter(str(others)))
+    assert content(cues) == before and len(list(others.glob("*.png"))) == 5
+    anew = tmp_path / "anew"
+    predict(other, data, tmp_path, CueWriter(str(anew)))
+    assert content(anew) == before  # so the setting was rightly left out
+    with pytest.raises(ValueError, match=r"other model.affinity .*model.scales"):
+        predict(other, data, tmp_path, SemanticMapWriter(str(maps)))
+
+    more = classifier(cue_threshold=0.4)
+    predict(more, data, tmp_path, CueWriter(str(tmp_path / "more")), SemanticMapWriter(str(maps)))
+    with pytest.raises(ValueError, match="other model.cue_threshold"):
+        predict(more, data, tmp_path, CueWriter(str(cues)))
 
 
 def test_two_processes_write_each_image_once(module: PeakAttentionModule, shapes_folder: Path, tmp_path: Path) -> None:

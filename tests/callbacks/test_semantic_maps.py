@@ -250,6 +250,14 @@ def test_an_imported_folder_is_cleaned_and_compared(shapes_folder: Path, tmp_pat
     assert report["miou"] > 0.9 and report["figures"]["tag_recall"] == 1 == report["figures"]["tag_precision"]
     assert report["figures"]["agreement_with_earlier"] == 1 and report["figures"]["edge_alignment"] > 1.5
 
+    changed, made = source / f"{name}.png", tmp_path / "semantic_maps" / f"{name}.png"
+    Image.fromarray(np.zeros_like(spoilt)).save(changed)
+    os.utime(changed, ns=(made.stat().st_mtime_ns + 10**9,) * 2)
+    times = {path: path.stat().st_mtime_ns for path in made.parent.glob("*.png")}
+    predict(module, make_data(shapes_folder), tmp_path, SemanticMapWriter())
+    assert not read(made).any()
+    assert {path for path in times if path.stat().st_mtime_ns != times[path]} == {made}
+
 
 @pytest.mark.parametrize("scores", ["logits", "probabilities", "activations"])
 def test_scores_are_imported(scores: Any, shapes_folder: Path, tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ class CueWriter(ReportingWriter):
     """
 
     suffix = ".txt"
+    regardless_of = frozenset({"affinity", "scales"})  # those of cues are cue_scales
 
     def __init__(self, output_dir: str | None = None, *, overwrite: bool = False) -> None:
         super().__init__(overwrite)

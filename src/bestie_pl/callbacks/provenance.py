@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,11 @@ def weights_of(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any
 
 
 def provenance(
-    trainer: pl.Trainer, module: pl.LightningModule, folder: Path, settings: Mapping[str, Any]
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    folder: Path,
+    settings: Mapping[str, Any],
+    regardless_of: Set[str] = frozenset(),
 ) -> dict[str, Any]:
     """What makes the files of ``folder`` in this run.
 
@@ -57,10 +61,11 @@ def provenance(
         module: The network.
         folder: Of the files; images are named relative to it, so that both may move together.
         settings: Of the writer.
+        regardless_of: Settings of the module that change nothing in these files.
     """
     data: Any = getattr(trainer, "datamodule", None)
     images = getattr(data, "predict_images", None) or getattr(data, "root", None)
-    own = {name: value for name, value in plain_settings(module).items() if name not in OF_TRAINING}
+    own = {name: value for name, value in plain_settings(module).items() if name not in OF_TRAINING | regardless_of}
     content = {
         **weights_of(trainer, module),
         "model": type(module).__name__,

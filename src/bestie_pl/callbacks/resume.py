@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import BasePredictionWriter
@@ -15,6 +15,7 @@ from bestie_pl.callbacks.provenance import claim, provenance
 from bestie_pl.data.files import below
 from bestie_pl.data.module import InstanceDataModule
 from bestie_pl.data.samples import EvaluationSamples
+from bestie_pl.modules.imported_maps import ImportedMaps
 from bestie_pl.modules.run_folders import sweep
 
 
@@ -26,8 +27,8 @@ class ResumableWriter(BasePredictionWriter):
     ``InstanceDataModule`` every image is predicted again.
 
     ``made_by.yaml`` in the folder says what made the files (weights, settings, version); a run that would make them
-    otherwise is refused (``callbacks.provenance``). Predictions that rest on given points are made anew where these are
-    newer. At the end every image must have its file, whichever process was to write it.
+    otherwise is refused (``callbacks.provenance``). Predictions that rest on given points or on maps that are imported
+    are made anew where these are newer. At the end every image must have its file, whichever process was to write it.
 
     Args:
         overwrite: Predict and write all images anew, also in the place of files of another making.
@@ -35,6 +36,8 @@ class ResumableWriter(BasePredictionWriter):
 
     suffix: str
     """What the name of an image's file ends in."""
+    regardless_of: ClassVar[frozenset[str]] = frozenset()
+    """Settings of modules that change nothing in these files."""
 
     def __init__(self, overwrite: bool = False) -> None:
         super().__init__("batch")
@@ -128,10 +131,9 @@ def _unfinished(trainer: pl.Trainer, module: pl.LightningModule) -> Sequence[int
         raise ValueError(problem)
     finished: list[int] = []
     if trainer.is_global_zero and not any(writer.overwrite for writer in writers):
-        pointed = getattr(module, "reads_points", False)
         for index, name in enumerate(images.split.names):
-            points = images.split.cue_file(index) if pointed else None
-            if all(writer.is_finished(trainer, name, points) for writer in writers):
+            given = _given(module, images, index)
+            if all(writer.is_finished(trainer, name, given) for writer in writers):
                 finished.append(index)
     finished = trainer.strategy.broadcast(finished)
     if finished:
@@ -140,6 +142,13 @@ def _unfinished(trainer: pl.Trainer, module: pl.LightningModule) -> Sequence[int
         writer.left_out, writer._has_claimed = finished, True
     done = set(finished)
     return [row for row in range(len(images)) if row not in done]
+
+
+def _given(module: pl.LightningModule, images: EvaluationSamples, index: int) -> Path | None:
+    """The file that the prediction for an image rests on besides weights: its points, or a map to import."""
+    if isinstance(module, ImportedMaps):
+        return module.source.file_of(images.split.names[index])
+    return images.split.cue_file(index) if getattr(module, "reads_points", False) else None
 
 
 def _claim(
@@ -154,7 +163,7 @@ def _claim(
         sweep(folder, age=5)
         # which images there are is known of our own data modules alone
         files = None if names is None else [writer._file(trainer, name) for name in names]
-        made_by = provenance(trainer, module, folder, writer.settings())
+        made_by = provenance(trainer, module, folder, writer.settings(), writer.regardless_of)
         claim(folder, made_by, writer.suffix, files, overwrite=writer.overwrite)
 
 

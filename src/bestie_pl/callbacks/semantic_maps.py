@@ -86,6 +86,7 @@ class SemanticMapWriter(ReportingWriter):
     """
 
     suffix = ".png"
+    regardless_of = frozenset({"cue_scales", "cue_threshold", "cue_window"})
 
     def __init__(
         self,

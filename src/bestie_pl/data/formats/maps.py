@@ -83,6 +83,11 @@ class MapFolder:
         source = self.source_classes or self.class_names
         return torch.tensor([source.index(name) for name in self.class_names])
 
+    def file_of(self, name: str) -> Path | None:
+        """The file of an image; None if there is none."""
+        paths = (as_it_looks(below(self.folder, f"{name}{suffix}")) for suffix in SUFFIXES)
+        return next((path for path in paths if path.is_file()), None)
+
     def read(self, name: str, size: tuple[int, int]) -> Tensor:
         """Classes (H, W) uint8 or scores (K, H, W) float32 of an image, in the order of the data set's classes.
 
@@ -91,10 +96,10 @@ class MapFolder:
             UserError: Not of the image's ``size`` (H, W), a value that is no class, another number of channels, or a
                 score that is no number.
         """
-        paths = [as_it_looks(below(self.folder, f"{name}{suffix}")) for suffix in SUFFIXES]
-        path = next((path for path in paths if path.is_file()), None)
+        path = self.file_of(name)
         if path is None:
-            raise FileNotFoundError(f"no semantic map of the image {name}: neither {paths[0]} nor {paths[1]} exists")
+            png, npy = (Path(self.folder, f"{name}{suffix}") for suffix in SUFFIXES)
+            raise FileNotFoundError(f"no semantic map of the image {name}: neither {png} nor {npy} exists")
         if path.suffix == ".png":
             return self._classes(path, read_label_map(path, SEMANTIC_MAP, size), size)
         values = read_array(path)
