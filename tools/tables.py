@@ -194,6 +194,16 @@ def herds_table() -> str:
     return markdown(table, f"`{path}`, `python -m experiments.animals.herds ROOT`. Per cent of 87 and 81 objects")
 
 
+def herd_labels_table() -> str:
+    """Objects of the development split that have a right label, alone of their kind and among others."""
+    path = "results/animals/herd_labels.json"
+    kinds = ("alone", "in a herd", "precision")
+    table = [["pseudo labels", "alone of their kind", "in a herd", "labels that are right"]]
+    for row in read(path)["rows"]:
+        table.append([row["name"], *(mean_and_spread(row["all"][kind]) for kind in kinds)])
+    return markdown(table, f"`{path}`, `python -m experiments.animals.labels ROOT`. Per cent; 61 and 71 objects")
+
+
 def thresholds_table() -> str:
     """Otsu's threshold beside the one that masks would choose."""
     path = "results/thresholds.json"
@@ -343,6 +353,7 @@ def scaling_table(name: str) -> str:
 OTHER: dict[str, Callable[[], str]] = {
     "thresholds": thresholds_table,
     "herds": herds_table,
+    "herd_labels": herd_labels_table,
     "speed": speed_table,
     "stages": stages_table,
     "gpu": gpu_table,
