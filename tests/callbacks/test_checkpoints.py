@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +193,30 @@ def test_nothing_is_staged_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyP
     os.utime(stale, (time.time() - 100,) * 2)
     WholeFileIO().save_checkpoint({"a": 1}, tmp_path / "step=2.ckpt")
     assert [path.name for path in tmp_path.iterdir()] == ["step=2.ckpt"]
+
+
+class Code:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+def test_a_checkpoint_on_the_web_runs_no_code(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"weight": torch.ones(2)}}, tmp_path / "good.ckpt")
+    torch.save({"state_dict": Code(tmp_path / "touched")}, tmp_path / "bad.ckpt")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    handler.log_message = lambda *_: None  # type: ignore[attr-defined]
+    with HTTPServer(("127.0.0.1", 0), handler) as server, ThreadPoolExecutor(1) as pool:
+        pool.submit(server.serve_forever)
+        try:
+            address = f"http://127.0.0.1:{server.server_port}"
+            good = WholeFileIO().load_checkpoint(f"{address}/good.ckpt")
+            with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+                WholeFileIO().load_checkpoint(f"{address}/bad.ckpt")
+        finally:
+            server.shutdown()
+    assert good["state_dict"]["weight"].equal(torch.ones(2)) and not (tmp_path / "touched").exists()

@@ -27,7 +27,13 @@ from bestie_pl.data.formats.images import open_image
 from bestie_pl.data.formats.maps import read_semantic
 from bestie_pl.data.formats.tags import read_tag_list
 from bestie_pl.data.release import MEAN_COLOR
-from bestie_pl.data.samplers import EvaluationBatches, EvaluationSampler, TrainingSampler, repeat_factors
+from bestie_pl.data.samplers import (
+    EvaluationBatches,
+    EvaluationSampler,
+    TrainingSampler,
+    repeat_factors,
+    stored_size,
+)
 from bestie_pl.data.samples import TrainingSamples, collate
 from bestie_pl.data.voc import VOCDataModule
 from bestie_pl.metrics.labels import LabelQuality
@@ -48,6 +54,13 @@ def first_batch(data: VOCDataModule) -> Batch:
 
 
 # ---------------------------------------------------------------- files
+
+
+def test_the_size_of_a_file_is_read_by_the_decoders_of_images_alone(tmp_path):
+    Image.new("RGB", (7, 5)).save(tmp_path / "image.jpg")
+    Image.new("RGB", (7, 5)).save(tmp_path / "other.jpg", format="EPS")
+    assert stored_size(tmp_path / "image.jpg") == (5, 7)
+    assert stored_size(tmp_path / "other.jpg") == (1, 1) == stored_size(tmp_path / "absent.jpg")
 
 
 def test_packed_strings_survive_pickling():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as rle
 
+from bestie_pl.data.files import Packed
+from bestie_pl.data.formats.truth import VOCTruth
 from bestie_pl.data.samples import collate
 from bestie_pl.data.voc import VOC_CLASSES, VOCDataModule
 from bestie_pl.metrics.semantic import SemanticIoU
@@ -207,6 +211,16 @@ def test_objects_and_their_classes(voc_folder):
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"SegmentationObject/a0.png"):
         data.datasets["val"][0]
+
+
+def test_truth_in_files_whose_names_look_the_same_is_known(tmp_path):
+    """A Mac decomposes letters."""
+    stored, listed = (unicodedata.normalize(form, "café") for form in ("NFD", "NFC"))
+    for folder in ("classes", "objects"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(np.eye(4, dtype=np.uint8)).save(tmp_path / folder / f"{stored}.png")
+    truth = VOCTruth(Packed([listed, "other"]), tmp_path / "classes", tmp_path / "objects", 1)
+    assert truth.known(0) and not truth.known(1) and len(truth(0, (4, 4)).instances) == 1
 
 
 def test_missing_folders_are_named(voc_folder, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cache
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from bestie_pl.callbacks.scores import ScoreWriter
 from bestie_pl.data.shapes import ShapesDataModule
+from bestie_pl.errors import UserError
 from bestie_pl.modules.bestie import BestieModule, Inference
 from bestie_pl.modules.optimization import Optimization
 from bestie_pl.structures import Batch, Cues, Geometry, InstanceMaps
@@ -211,6 +213,25 @@ def test_the_oracle_is_in_the_name_of_every_score(
     columns = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()[0].split(",")
     scored = [name for name in columns if "/" in name and name.split("/")[0] not in OF_TRAINING]
     assert scored and all(f"_oracle_{oracle}/" in name for name in scored)
+
+
+def test_points_that_nobody_gave_are_no_answer(shapes_folder: Path, tmp_path: Path) -> None:
+    """A classifier's cues are none, and an image whose file is missing is not one without objects."""
+    module = make_module(oracle="points")
+    with pytest.raises(ValueError, match="rest on given points, and the data module has none"):
+        make_trainer(tmp_path).test(module, make_data(shapes_folder, supervision="tags"), verbose=False)
+    data = make_data(shapes_folder, cues_dir=str(tmp_path / "points"))
+    shutil.copytree(shapes_folder / "Center_points", tmp_path / "points")
+    make_trainer(tmp_path).test(module, data, verbose=False)
+    absent = sorted((tmp_path / "points").glob("test_*.txt"))[0]
+    absent.unlink()
+    data.datasets.clear()
+    with pytest.raises(UserError, match=f"no points of the image {absent.stem}"):
+        make_trainer(tmp_path).test(module, data, verbose=False)
+    with pytest.warns(UserWarning, match=rf"{absent.stem} \(1 of 5 have none\): nothing is predicted there"):
+        (first, *_) = make_trainer(tmp_path).predict(module, data)
+    absent.write_text("")
+    make_trainer(tmp_path).test(module, data, verbose=False)
 
 
 OF_TRAINING = ("train", "labels", "weight")

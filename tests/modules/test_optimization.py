@@ -17,7 +17,15 @@ from quick import make_trainer
 from torch import nn
 
 from bestie_pl.data.shapes import ShapesDataModule
-from bestie_pl.modules.optimization import Optimization, configure, follow_new_rate, may_fuse, polynomial_decay
+from bestie_pl.modules.optimization import (
+    Optimization,
+    configure,
+    follow_new_rate,
+    may_fuse,
+    polynomial_decay,
+    step_decay,
+    take_rates,
+)
 from bestie_pl.modules.semantic import SemanticModule
 
 
@@ -36,6 +44,32 @@ def test_equals_the_release(golden: Callable[[str], dict[str, np.ndarray]]) -> N
     data = golden("l_schedule")
     rates = rates_of(50_000, 2_000, 5e-5)
     np.testing.assert_allclose([rates[int(done)] for done in data["iterations_done"]], data["lr"], atol=4e-16)
+
+
+@pytest.mark.parametrize("schedule", [polynomial_decay, step_decay])
+@pytest.mark.parametrize("stop", [3, 4])
+def test_a_training_that_goes_on_for_longer_has_the_rates_of_the_longer_one(schedule: Any, stop: int) -> None:
+    """Stopped on the way, or at the end of the shorter one."""
+
+    def begin(steps: int) -> tuple[torch.optim.Optimizer, Any]:
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1.0)
+        return optimizer, schedule(optimizer, steps, 2)
+
+    def follow(optimizer: torch.optim.Optimizer, made: Any, steps: int) -> list[float]:
+        rates = []
+        for _ in range(steps):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            made.step()
+        return rates
+
+    short, long, resumed = begin(4), begin(10), begin(10)
+    whole = follow(*long, 10)
+    follow(*short, stop)
+    for new, old in zip(resumed, short, strict=True):
+        new.load_state_dict(old.state_dict())
+    take_rates(resumed[1])
+    assert follow(*resumed, 10 - stop) == whole[stop:]
 
 
 def test_falls_to_zero_without_warm_up() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -191,6 +192,21 @@ def test_affinity_changes_the_maps_but_not_the_cues() -> None:
     for one, other in zip(plain.activations, spread.activations, strict=True):
         assert one.shape == other.shape and not one.allclose(other)
         torch.testing.assert_close(other.amax((1, 2)), torch.ones(len(other)))
+
+
+@pytest.mark.parametrize("width", [72, 71, 65])
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_spread_maps_lie_where_the_features_do(width: int, scale: float) -> None:
+    """Whatever the last cell of stride 8 covers beside the image."""
+    module = ready_module(affinity=True, scales=(scale,))
+    cell = module.model.strides[0] / scale  # in pixels of the image
+    cells = math.ceil(width / cell)
+    features = torch.where(torch.arange(cells) * cell >= 32, 1.0, -1.0).expand(1, 1, math.ceil(16 / cell), cells)
+    module.model.fine_features = lambda images: features  # type: ignore[method-assign]
+    planes = torch.where(torch.arange(width) >= 36, 1.0, 0.9).expand(1, 16, width)
+    (spread,) = module._spread(planes, torch.zeros(1, 3, 16, width), torch.zeros(1).long())
+    inside = spread[8] > 0.5
+    assert spread.shape == (16, width) and not inside[:31].any() and inside[33:].all()
 
 
 def test_cues_and_maps_have_scales_of_their_own() -> None:

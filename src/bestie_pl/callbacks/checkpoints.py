@@ -107,7 +107,14 @@ class WholeFileIO(TorchCheckpointIO):
     """Write checkpoints beside where they belong, and move them there when they are whole and on the disk.
 
     Lightning writes to the system's temporary folder first, which may be small, or on another disk and then copied.
+    What is read is tensors and plain values, from a web address too, where Lightning would run the code in a file.
     """
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read one file; only where ``weights_only`` is False objects of any kind are made of it."""
+        return super().load_checkpoint(path, map_location, True if weights_only is None else weights_only)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write one file.

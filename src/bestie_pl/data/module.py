@@ -40,6 +40,8 @@ from bestie_pl.recipe import RULES, Recipe
 from bestie_pl.structures import Batch, Geometry, Supervision
 
 Stage = Literal["train", "val", "test", "predict"]
+EVALUATED: dict[str, Stage] = {"fit": "val", "validate": "val", "test": "test", "predict": "predict"}
+"""The images that are evaluated in each of Lightning's stages."""
 SemanticSource = Literal["folder", "ground_truth", "none"]
 
 
@@ -209,8 +211,12 @@ class InstanceDataModule(pl.LightningDataModule):
     @property
     def _module_reads_instances(self) -> bool:
         """Whether the module that is trained looks at instance labels at all; its ``reads_instances`` says so."""
-        module = getattr(self.trainer, "lightning_module", None)
-        return bool(getattr(module, "reads_instances", True))
+        return bool(getattr(self._module, "reads_instances", True))
+
+    @property
+    def _module(self) -> Any:
+        """The module that is trained, scored or predicts; None without one."""
+        return getattr(self.trainer, "lightning_module", None)
 
     @property
     def has_truth(self) -> bool:
@@ -256,6 +262,9 @@ class InstanceDataModule(pl.LightningDataModule):
             self._add("test", lambda: self.evaluation_samples(self.open_split("test")))
         if stage == "predict":
             self._add("predict", lambda: self.evaluation_samples(self._predict_split(), truth_optional=True))
+        name = EVALUATED[stage]
+        if name in self.datasets and getattr(self._module, "reads_points", False):
+            self._check_points(cast(EvaluationSamples, self.datasets[name]).split, scored=name != "predict")
 
     def teardown(self, stage: str) -> None:
         """Say how many training images were not seen."""
@@ -387,6 +396,22 @@ class InstanceDataModule(pl.LightningDataModule):
             seed=run_seed(),
             unreadable=Unreadable(split.images, self.max_unreadable) if self.max_unreadable else None,
         )
+
+    def _check_points(self, split: Split, *, scored: bool) -> None:
+        """Refuse to predict from points where there are none; an image of no points would be one without objects."""
+        if split.points is None and (self.supervision != "points" or split.cues_dir is None):
+            raise ValueError(
+                "these predictions rest on given points, and the data module has none: give it supervision: points and "
+                "the points of these images"
+            )
+        pointed = split.pointed()
+        if not all(pointed):
+            absent = f"no points of the image {split.names[pointed.index(False)]}"
+            if scored or not any(pointed):
+                raise UserError(f"{absent}: these predictions rest on them; list no point for an image without objects")
+            rank_zero_warn(
+                f"{absent} ({pointed.count(False)} of {len(pointed)} have none): nothing is predicted there."
+            )
 
     def evaluation_samples(self, split: Split, *, truth_optional: bool = False) -> EvaluationSamples:
         """The images of a split as they are evaluated: whole, and of the size that the settings ask for."""

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import BatchSampler, DistributedSampler
 
+from bestie_pl.data.formats.images import FORMATS
 from bestie_pl.data.shards import opened_file
 
 
@@ -188,7 +189,7 @@ class EvaluationBatches(BatchSampler):
 def stored_size(path: Path) -> tuple[int, int]:
     """(H, W) as the head of a file says, or (1, 1): what is wrong with it is said where it is read."""
     try:
-        with Image.open(opened_file(path)) as image:
+        with Image.open(opened_file(path), formats=FORMATS) as image:
             return image.height, image.width
     except Exception:  # Pillow raises whatever it meets
         return 1, 1

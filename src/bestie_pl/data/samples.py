@@ -48,6 +48,9 @@ class PointReader(Protocol):
     def file(self, index: int) -> Path:
         """Where the image's points stand."""
 
+    def pointed(self) -> list[bool]:
+        """Of each image, whether it has points, or is known to have none."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -81,6 +84,14 @@ class Split:
         if self.points is not None and not self.mixed:
             return self.points.file(index)
         return None if self.cues_dir is None else below(self.cues_dir, f"{self.names[index]}.txt")
+
+    def pointed(self) -> list[bool]:
+        """Of each image, whether the file of its points or cues is there."""
+        if self.points is not None:
+            return self.points.pointed()
+        if self.cues_dir is None:
+            return [False] * len(self)
+        return [is_file(as_it_looks(below(self.cues_dir, f"{name}.txt"))) for name in self.names]
 
     def read_cues(self, index: int, size: tuple[int, int], num_classes: int) -> tuple[Cues, bool | None]:
         """An image's points or cues; and whether they are given points, None where that is the same for all images."""

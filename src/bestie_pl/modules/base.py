@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from bestie_pl.models.bestie import BestieModel
-from bestie_pl.modules.optimization import Optimization, configure, follow_new_rate
+from bestie_pl.modules.optimization import Optimization, configure, follow_new_rate, take_rates
 from bestie_pl.modules.weights import load_network, refuse_other_classes, refuse_other_network
 
 T = TypeVar("T")
@@ -120,7 +120,9 @@ class NetworkModule(pl.LightningModule):
         self._weights_are_chosen = True
 
     def on_train_start(self) -> None:
-        """Follow a learning rate that was found after the optimiser was made."""
+        """Take the rates of a training of this length, or one that was found after the optimiser was made."""
+        for config in self.trainer.lr_scheduler_configs:
+            take_rates(config.scheduler)
         if self._rate_is_new:
             follow_new_rate(self.trainer, self.lr)
             self._rate_is_new = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, LRScheduler, MultiStepLR, PolynomialLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 
 DECAY_POWER = 0.9
 """Of the polynomial decay (paper section 4.2 and release 8.2)."""
@@ -55,7 +55,7 @@ class Optimization:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
 
-def polynomial_decay(optimizer: Optimizer, steps: int, warmup_steps: int = 0) -> LRScheduler:
+def polynomial_decay(optimizer: Optimizer, steps: int, warmup_steps: int = 0) -> LambdaLR:
     """Linear warm-up from 0.001, times ``(1 - i / steps) ** 0.9``; ``i`` counts finished optimiser steps.
 
     >>> optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -68,9 +68,21 @@ def polynomial_decay(optimizer: Optimizer, steps: int, warmup_steps: int = 0) ->
     >>> rates
     [1.0, 0.772, 0.536, 0.287, 0.0]
     """
-    decay: list[LRScheduler] = [PolynomialLR(optimizer, max(1, steps), DECAY_POWER)]
-    warmup = [LinearLR(optimizer, WARMUP_START, total_iters=warmup_steps)] if warmup_steps else []
-    return ChainedScheduler([*warmup, *decay], optimizer)
+    return _schedule(optimizer, warmup_steps, lambda done: max(0.0, 1 - done / max(1, steps)) ** DECAY_POWER)
+
+
+def _schedule(optimizer: Optimizer, warmup_steps: int, decay: Callable[[int], float]) -> LambdaLR:
+    """Warm-up times ``decay``, both of the finished steps alone.
+
+    A checkpoint then holds how many these are and not where the rate was to end: a training that goes on with more
+    steps than it was begun with has the rates of the longer one.
+    """
+
+    def factor(done: int) -> float:
+        warm = WARMUP_START + (1 - WARMUP_START) * done / warmup_steps if done < warmup_steps else 1.0
+        return warm * decay(done)
+
+    return LambdaLR(optimizer, factor)
 
 
 def configure(
@@ -108,7 +120,7 @@ def configure(
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def step_decay(optimizer: Optimizer, steps: int, warmup_steps: int = 0) -> LRScheduler:
+def step_decay(optimizer: Optimizer, steps: int, warmup_steps: int = 0) -> LambdaLR:
     """Linear warm-up from 0.001, times 1, 0.1 and 0.01 from 2/3 and 8/9 of the steps on.
 
     >>> optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -121,9 +133,8 @@ def step_decay(optimizer: Optimizer, steps: int, warmup_steps: int = 0) -> LRSch
     >>> rates
     [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.1, 0.1, 0.01]
     """
-    drops: list[LRScheduler] = [MultiStepLR(optimizer, [round(share * steps) for share in DETECTOR_DROPS])]
-    warmup = [LinearLR(optimizer, WARMUP_START, total_iters=warmup_steps)] if warmup_steps else []
-    return ChainedScheduler([*warmup, *drops], optimizer)
+    drops = [round(share * steps) for share in DETECTOR_DROPS]
+    return _schedule(optimizer, warmup_steps, lambda done: 0.1 ** sum(done >= drop for drop in drops))
 
 
 def configure_detector(
@@ -191,9 +202,20 @@ def follow_new_rate(trainer: pl.Trainer, lr: float) -> None:
         for (_, group), factor in zip(_rates(schedule), factors, strict=True):
             group["initial_lr"] *= lr / before
             group["lr"] = group["initial_lr"] * factor
-        for part in getattr(schedule, "_schedulers", [schedule]):
-            part.base_lrs = [group["initial_lr"] for group in schedule.optimizer.param_groups]
+        schedule.base_lrs = [group["initial_lr"] for group in schedule.optimizer.param_groups]
         schedule.optimizer.defaults["lr"] = lr
+        schedule._last_lr = [group["lr"] for group in schedule.optimizer.param_groups]
+
+
+def take_rates(schedule: LRScheduler) -> None:
+    """Set the rates to what a schedule says of its finished steps, where it knows no more than these.
+
+    A checkpoint restores the rates of the schedule that wrote it, which may have been one of another length.
+    """
+    if isinstance(schedule, LambdaLR):
+        rates = zip(schedule.base_lrs, schedule.lr_lambdas, schedule.optimizer.param_groups, strict=True)
+        for base, factor, group in rates:
+            group["lr"] = base * factor(schedule.last_epoch)
         schedule._last_lr = [group["lr"] for group in schedule.optimizer.param_groups]
 
 

@@ -223,9 +223,18 @@ class PeakAttentionModule(NetworkModule):
         if scale != 1:
             size = [max(1, round(side * scale)) for side in images.shape[-2:]]
             images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=scale < 1)
+        all_features = self.model.fine_features(images)
+        # the last cells may reach over the image's end: planes that reach as far are cut again
+        height, width = planes.shape[-2:]
+        rows, columns = (
+            torch.arange(round(self.model.strides[0] * cells * side / seen), device=planes.device).clamp(max=side - 1)
+            for cells, side, seen in zip(all_features.shape[-2:], (height, width), images.shape[-2:], strict=True)
+        )
+        reaching = planes[:, rows[:, None], columns]
         spread = planes.clone()
-        for number, features in enumerate(self.model.fine_features(images)):
-            spread[image == number] = spread_activations(planes[image == number], features)
+        for number, features in enumerate(all_features):
+            own = image == number
+            spread[own] = spread_activations(reaching[own], features)[:, :height, :width]
         return spread
 
     # ---------------------------------------------------------------- evaluation

@@ -188,6 +188,20 @@ def test_errors_name_the_stage(
     assert not (tmp_path / "runs/first.done.json").exists()
 
 
+def test_a_folder_that_no_pipeline_has_made_is_left_alone(
+    ran: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path)
+    kept = tmp_path / "runs/second/kept.txt"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("by hand")
+    assert main(["pipeline", "--config", str(path)]) == 2
+    assert "runs/second is there and no pipeline has made it: stage second" in capsys.readouterr().err
+    assert ran == [] and kept.read_text() == "by hand" and [p.name for p in kept.parent.iterdir()] == ["kept.txt"]
+    kept.unlink()  # an empty folder is anybody's
+    assert main(["pipeline", "--config", str(path)]) == 0
+
+
 def test_unknown_stages_and_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pipeline", "--config", str(write(tmp_path)), "--stages", "third"]) == 2
     assert "no such stage; there are first, second, other" in capsys.readouterr().err

@@ -28,12 +28,14 @@ TRAINED = ("fit", "validate", "test", "predict")
 FIELDS = {"commands", "inputs", "outputs", "verdict"}
 PATIENCE = 20
 """Seconds in which what a killed pipeline left must have ended: workers look every five whether they are needed."""
+MARK = ".stage"
+"""In a stage's folder, so that nothing is removed from a folder that was there before."""
 FORM = "see configs/shapes/pipeline.yaml for the form"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Commands that are run together; everything in their ``folder`` is theirs, and is removed before they run.
+    """Commands that are run together; their ``folder``, which they make, is emptied before they run.
 
     ``commands`` are words without ``bestie-pl``. ``verdict``: for each label a JSON file and the keys of a number.
     """
@@ -49,6 +51,20 @@ class Stage:
         """A file beside the folder: ``.log`` is what commands print, ``.done.json`` what a finished stage leaves."""
         return self.folder.with_name(self.name + suffix)
 
+    def is_own(self) -> bool:
+        """Whether the folder that is there is one that a pipeline has made, or empty."""
+        return self.folder.is_dir() and ((self.folder / MARK).exists() or not any(self.folder.iterdir()))
+
+    def clear(self) -> None:
+        """Make the folder, or empty it: what an interrupted run left could be taken for the next one's."""
+        self.folder.mkdir(exist_ok=True)
+        (self.folder / MARK).touch()
+        for path in self.folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != MARK:
+                path.unlink()
+
 
 def main(args: list[str]) -> int:
     """Run the stages that the command line asks for, one line each.
@@ -58,12 +74,18 @@ def main(args: list[str]) -> int:
 
     Raises:
         FileNotFoundError: No such file, or an input that no stage makes.
-        ValueError: Names file and field of what is wrong, or the stage that failed.
+        ValueError: Names file and field of what is wrong, the stage that failed, or a folder that no pipeline has made.
     """
     options = _parser().parse_args(args)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the command ends with it
     stages = read_pipeline(Path(options.config), options.folder)
     wanted = _needed(stages, options.stages) if options.stages else stages
+    for stage in wanted:
+        if stage.folder.exists() and not stage.is_own():
+            raise ValueError(
+                f"{stage.folder} is there and no pipeline has made it: stage {stage.name} would empty it; move it, or "
+                "give another --folder"
+            )
     code = _hash(file.read_text(encoding="utf-8") for file in sorted(PACKAGE.rglob("*.py")))
     start, width = time.monotonic(), max(len(stage.name) for stage in wanted)
     for stage in wanted:
@@ -200,9 +222,7 @@ def _run(stage: Stage, log: TextIO) -> dict[str, Any]:
     """Run a stage's commands one after the other."""
     start = time.monotonic()
     log.truncate(0)
-    if stage.folder.exists():  # what an interrupted run left could be taken for this one's
-        shutil.rmtree(stage.folder)
-    stage.folder.mkdir()
+    stage.clear()
     for words in stage.commands:
         print(f"$ bestie-pl {shlex.join(words)}", file=log, flush=True)
         if run_command(words, log):

@@ -83,7 +83,8 @@ class VOCTruth:
 
     def known(self, index: int) -> bool:
         """See ``TruthReader``."""
-        return all((folder / f"{self.names[index]}.png").is_file() for folder in (self.class_dir, self.object_dir))
+        file = f"{self.names[index]}.png"
+        return all(as_it_looks(folder / file).is_file() for folder in (self.class_dir, self.object_dir))
 
     def __call__(self, index: int, size: tuple[int, int]) -> Truth:
         """See ``TruthReader``."""
