@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import torch
 
+from bestie_pl.errors import UserError
 from bestie_pl.exported import read_exported
 from bestie_pl.models.exported import FILES
 from bestie_pl.models.tensor_file import read_file
@@ -48,16 +49,26 @@ class BestiePredictor(Predictor):
 
         Raises:
             FileNotFoundError: No such file.
-            ValueError: It is not such a checkpoint.
+            ValueError: It is not such a checkpoint, or there is no such device.
         """
         if Path(path).suffix in EXPORTED:
             exported, found = read_exported(Path(path))
             return cls(exported, image_scale=found if image_scale is None else image_scale, tile=tile, overlap=overlap)
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place = _place(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         content = read_checkpoint(Path(path))
         module = BestieModule.load_from_checkpoint(path, map_location="cpu", weights_only=True, oracle=None)
         scale = scale_of_training(content) if image_scale is None else image_scale
         return cls(module.to(place).eval(), image_scale=scale, tile=tile, overlap=overlap)
+
+
+def _place(device: str | torch.device) -> torch.device:
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what PyTorch raises for absent ones
+        there = f"cpu, cuda or cuda:0 to cuda:{torch.cuda.device_count() - 1}" if torch.cuda.is_available() else "cpu"
+        raise UserError(f"device {str(device)!r}: there is no such device here; expected {there}") from error
+    return place
 
 
 def scale_of_training(checkpoint: Mapping[str, Any]) -> float:

@@ -136,6 +136,8 @@ def test_nothing_is_evaluated_with_random_weights(shapes_folder: Path, tmp_path:
     for verb, remedy in (("test", "train first"), ("fit", "leave it out to train from the start")):
         with pytest.raises(FileNotFoundError, match=f"no complete checkpoint of a run in .*{remedy}"):
             run(verb, *arguments, "--ckpt_path=last")
+    with pytest.raises(UserError, match="GrownMaps has nothing to train: use `bestie-pl predict`"):
+        run("fit", "--model=GrownMaps", "--data=ShapesDataModule", f"--data.root={shapes_folder}")
     assert not list(tmp_path.rglob("*.*")), "nothing was begun"
 
 

@@ -22,6 +22,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from bestie_pl.callbacks.checkpoints import NewestState, WholeFileIO
 from bestie_pl.callbacks.cues import CueWriter
@@ -206,6 +207,8 @@ class BestieCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Go on from a checkpoint that is there and fits, or not at all."""
+        if not is_overridden("training_step", self.model):
+            raise UserError(f"{type(self.model).__name__} has nothing to train: use `bestie-pl predict`")
         self._find_weights("fit")
 
     def before_validate(self) -> None:

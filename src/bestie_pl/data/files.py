@@ -157,7 +157,7 @@ def read_text(path: Path, holds: str) -> str:
     try:
         return StringIO(shards.read_bytes(path).decode("utf-8-sig"), newline=None).read()
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is no UTF-8 text ({error}); expected {holds}") from error
+        raise UserError(f"{path}: is no UTF-8 text ({error}): save it as UTF-8; expected {holds}") from error
 
 
 def read_json(path: Path, holds: str) -> Any:

@@ -44,8 +44,9 @@ class FolderDataModule(InstanceDataModule):
                                                                 }
 
     ``image`` is a file below ``images``, with or without its suffix. Several tags of an image stand between semicolons;
-    in a file without any semicolon, between commas; without these too, between blanks. Every other column of the second
-    form is a class, 1 where the image holds it; columns that are no class have to be named in ``ignored_columns``.
+    in a file without any semicolon, between commas in quotes. Names of classes may have blanks. Every other column of
+    the second form is a class, 1 where the image holds it; columns that are no class have to be named in
+    ``ignored_columns``.
     ``split`` may be left out where splits are text files.
 
     **Classes** are all names in the file of tags, sorted; ``class_names`` gives another order, or more classes. Numbers
@@ -113,6 +114,11 @@ class FolderDataModule(InstanceDataModule):
             base / path if path else None for path in (semantic_dir, points, cues_dir)
         )
         self.annotations = annotations
+
+    @property
+    def unused(self) -> dict[str, int]:
+        """How many images are in no stage, by the name of their split; see ``TagTable.outside``."""
+        return self.table.outside(self.splits.values())
 
     @property
     def has_truth(self) -> bool:

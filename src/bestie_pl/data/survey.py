@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple
@@ -65,6 +65,7 @@ class Survey:
         tags_differ: Whether some training images have other tags than others, so that a classifier can learn them.
         diameter: Of a disc with the median object's area, in pixels; None without points.
         unlisted: Images that the file of tags does not name.
+        unused: Images of other splits than ``splits``, by the name of their split, ``""`` for none.
     """
 
     root: Path
@@ -78,6 +79,7 @@ class Survey:
     tags_differ: bool
     diameter: float | None
     unlisted: int = 0
+    unused: Mapping[str, int] = field(default_factory=dict)
 
 
 def annotation_source(path: Path) -> str | None:
@@ -109,9 +111,9 @@ def annotation_source(path: Path) -> str | None:
 
 
 def annotation_files(folder: Path) -> dict[str, list[Path]]:
-    """Annotation files in a folder and in its folders, by the program that wrote them."""
+    """Annotation files in a folder and below, by the program that wrote them."""
     found: dict[str, list[Path]] = {}
-    for path in sorted([*folder.glob("*.*"), *folder.glob("*/*.*")]):
+    for path in sorted(folder.rglob("*.*")):
         hidden = any(part in ("runs", "configs") or part.startswith(".") for part in path.relative_to(folder).parts)
         if not hidden and (source := annotation_source(path)) is not None:
             found.setdefault(source, []).append(path)
@@ -160,6 +162,7 @@ def survey(root: Path) -> Survey:
         tags_differ=bool((tags != tags[0]).any()),
         diameter=diameter,
         unlisted=max(0, _count_images(images) - len(table.files)),
+        unused=table.outside(split for split in (train, val, test) if split is not None),
     )
 
 

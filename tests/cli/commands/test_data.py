@@ -380,6 +380,12 @@ def test_a_folder_without_ground_truth(tmp_path: Path, capsys: pytest.CaptureFix
     assert "\nKäfer              1     1          1               1\n" in output
     assert "warning: split that cannot be opened (1)\n  predict: " in output and "0 errors, 1 warning\n" in output
 
+    (root / "tags.csv").write_text("image,tags,split\nä.png,Käfer,train\nb.png,,trian\n", encoding="utf-8")
+    assert check(config(root, "FolderDataModule", **settings)) == 0
+    output = capsys.readouterr().out
+    told = "1 of the split 'trian'; expected one of train, val (did you mean 'train'?)"
+    assert f"warning: images that no stage uses (1)\n  data set: {told}\n" in output
+
 
 # ---------------------------------------------------------------- usage
 

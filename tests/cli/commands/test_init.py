@@ -118,6 +118,34 @@ def test_coco_files_of_two_splits(tmp_path: Path) -> None:
     assert config["trainer"]["check_val_every_n_epoch"] >= 1 and "limit_val_batches" not in config["trainer"]
 
 
+def test_labels_in_folders_below(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wherever the annotation program put them; images too."""
+    root = images(tmp_path / "set")
+    (root / "images/sub").mkdir()
+    (root / "images/i3.png").rename(root / "images/sub/i3.png")
+    shape = {"label": "nut", "points": [[40, 40]], "shape_type": "point"}
+    for number in range(4):
+        folder, name = root / "labels" / ("", "", "more/and more", "sub")[number], f"i{number}.png"
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"version": "5", "shapes": [shape], "imagePath": name, "imageHeight": 80, "imageWidth": 96}
+        (folder / f"i{number}.json").write_text(json.dumps(content))
+    assert main(["init", str(root)]) == 0
+    files = [image["file"] for image in json.loads((root / "points.json").read_text())["images"]]
+    assert files == ["i0.png", "i1.png", "i2.png", "sub/i3.png"]
+    printed = capsys.readouterr().out
+    assert "have no labels" not in printed and printed.startswith(f"wrote {root / 'points.json'} and ")
+
+
+def test_images_that_no_stage_sees_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tags(images(tmp_path / "set"), "i0.png,nut;,train", "i1.png,,train", "i2.png,nut;,trian", "i3.png,,")
+    assert main(["init", str(root)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:3] == [
+        "  1 images are of the split 'trian', and no stage sees them: expected one of train (did you mean 'train'?)",
+        "  1 images are of no split, and no stage sees them: expected one of train",
+    ]
+
+
 def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = points(tags(images(tmp_path / "set"), *ONE_CLASS))
     assert main(["init", str(root)]) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,7 +56,7 @@ def test_overlays_alone_of_the_best(
     trained_run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--checkpoint", str(trained_run / "checkpoints" / "last.ckpt"), "--out", str(tmp_path / "found")]
-    assert main(["segment", str(photos / "*.png"), *arguments, "--min_score", "2"]) == 0
+    assert main(["segment", str(photos / "*.png"), *arguments, "--min_score", "1"]) == 0
     assert f"{photos / 'a.png'}: nothing found\n" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "found").rglob("*.png")) == ["a.png", "größe 1.png"]
 
@@ -66,6 +67,10 @@ def test_overlays_alone_of_the_best(
         ({0: "elsewhere"}, "no such image, folder or pattern: elsewhere; "),
         ({2: "other.ckpt"}, "no such checkpoint: other.ckpt; expected the checkpoint of a BestieModule"),
         ({3: "--tile", 4: "100"}, "tile and overlap must be multiples of 32"),
+        ({3: "--device", 4: "gpu"}, "device 'gpu': there is no such device here; expected cpu"),
+        ({3: "--device", 4: "cuda:99"}, "device 'cuda:99': there is no such device here; expected cpu"),
+        ({3: "--min_score", 4: "30"}, "--min_score 30; expected a number from 0 to 1"),
+        ({4: "/dev/null/found"}, "--out /dev/null/found: Not a directory; give a folder that can be written"),
     ],
 )
 def test_what_is_refused(
@@ -78,6 +83,15 @@ def test_what_is_refused(
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "found").exists() and not Path("segmented").exists()
+
+
+def test_what_it_wrote_is_not_segmented(trained_run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["segment", str(photos), "--checkpoint", str(trained_run / "checkpoints" / "last.ckpt")]
+    for folder in (photos, photos / "found"):
+        for _ in range(2):
+            assert main([*command, "--out", str(folder)]) == 0
+            assert " instances in 3 images, written to " in capsys.readouterr().out
+        shutil.rmtree(folder / "overlays")
 
 
 def test_two_images_of_one_name(trained_run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,13 +59,22 @@ def test_json_lists_need_no_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "names"),
     [
-        ("a,cat dog\nb,\nc,bird", ("bird", "cat", "dog")),
+        ("a,polar bear\nb,\nc,bird", ("bird", "polar bear")),
+        ('a,"cat,dog"\nb,polar bear', ("cat", "dog", "polar bear")),
         ("a,traffic light;dog\nb,traffic light", ("dog", "traffic light")),
         ("a,traffic light;\nb,dog ; cat", ("cat", "dog", "traffic light")),
     ],
 )
-def test_blanks_part_tags_only_where_there_is_no_semicolon(tmp_path: Path, rows: str, names: tuple[str, ...]) -> None:
+def test_blanks_part_no_tags(tmp_path: Path, rows: str, names: tuple[str, ...]) -> None:
     assert read(tmp_path, f"image,tags\n{rows}\n").class_names == names
+
+
+def test_tags_between_blanks_are_found_out(tmp_path: Path) -> None:
+    text = "image,tags\na,cat\nb,dog\nc,dog cat\n"
+    with pytest.raises(ValueError, match=r"the tag 'dog cat', where dog and cat are tags too: .*\(dog;cat\)"):
+        read(tmp_path, text)
+    assert read(tmp_path, text, class_names=["cat", "dog", "dog cat"]).class_names[2] == "dog cat"
+    assert read(tmp_path, text + "d,cat;\n").class_names == ("cat", "dog", "dog cat")
 
 
 def test_columns_that_are_no_class(tmp_path: Path) -> None:
@@ -101,7 +110,7 @@ def test_tables_of_other_programs(tmp_path: Path) -> None:
         ),
         ("image,tags,author\na,cat,me\n", "columns author beside tags; name them in ignored_columns"),
         ("image,tags\na,cat\nb\n", r"line 3: 1 columns; expected 2: \['b'\]"),
-        ("image,tags\na,cat,dog\n", r"line 2: 3 columns; expected 2"),
+        ("image,tags\na,cat,dog\n", "line 2: 3 columns; expected 2: .*: several tags stand between semicolons"),
         ("image,tags\n ,cat\n", "line 2: image: '' is empty; expected a plain path below the folder of the images"),
         ("image,tags\n../a.jpg,cat\n", "line 2: image: '../a.jpg' leads out of the folder; expected a plain path"),
         (

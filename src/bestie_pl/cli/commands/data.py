@@ -18,6 +18,7 @@ from bestie_pl.cli.lightning import BestieParser, data_parser, read_data_module
 from bestie_pl.data.advice import Advice, TrainingFacts, advice
 from bestie_pl.data.check import READ_ERRORS, CheckedImages, ImageFacts, Problem
 from bestie_pl.data.files import write_text
+from bestie_pl.data.folder import FolderDataModule
 from bestie_pl.data.formats.classes import alike
 from bestie_pl.data.module import InstanceDataModule
 from bestie_pl.data.samples import EvaluationSamples, TrainingSamples
@@ -149,6 +150,12 @@ class DataCheck:
         for group in alike(self.data.class_names):
             message = f"{', '.join(group)}; is it one class? Write it in one way"
             self._find("", "", Problem("class names that differ by little", message, error=False))
+        if isinstance(self.data, FolderDataModule):
+            known = dict.fromkeys(self.data.splits.values())
+            for split, count in self.data.unused.items():
+                named = f"of the split {split!r}" if split else "of no split"
+                message = f"{count} {named}; {expected_one_of(split, known)}"
+                self._find("", "", Problem("images that no stage uses", message, error=False))
         for stage, images in self._splits():
             summary = self.summaries[stage] = SplitSummary()
             # one image is one item: nothing to collate
@@ -177,7 +184,7 @@ class DataCheck:
             for kind, count in counts.items():
                 yield f"{word}: {kind} ({count})"
                 found = [f for f in self.findings if f.kind == kind and f.error == error]
-                yield from (f"  {f.split or 'classes'}: {f.message}" for f in found[:SHOWN])
+                yield from (f"  {f.split or 'data set'}: {f.message}" for f in found[:SHOWN])
                 if count > SHOWN:
                     yield f"  ... and {count - SHOWN} more; --json FILE lists all"
         yield from (f"advice: {kind}\n  train: {message}" for kind, message in self.advice)

@@ -7,7 +7,9 @@ import json
 import re
 import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -275,14 +277,24 @@ def _convert(root: Path, *, overwrite: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for split, paths in groups.items():
             made = Path(folder, split)
-            inputs = [*map(str, paths), "--from", source, "--images", str(root / "images")]
-            points.main([*inputs, "--output", f"{made}.json", "--tags", f"{made}.csv"])
+            given = _folders(root, paths) if source == "labelme" else paths
+            inputs = [*map(str, given), "--from", source, "--images", str(root / "images")]
+            with redirect_stdout(StringIO()):  # it names the file, which is gone soon
+                points.main([*inputs, "--output", f"{made}.json", "--tags", f"{made}.csv"])
             rows = Path(f"{made}.csv").read_text(encoding="utf-8").splitlines()[1:]
             lines += [row.removesuffix("train") + split for row in rows]
         if "train" in groups:
             write_text(output, Path(folder, "train.json").read_text(encoding="utf-8"))
     write_text(root / "tags.csv", "\n".join(lines) + "\n")
     print(f"wrote {output} and {root / 'tags.csv'}")
+
+
+def _folders(root: Path, files: Sequence[Path]) -> list[Path]:
+    """Folders below ``root`` with LabelMe's files and no others: where these lie says which images they mean."""
+    tops = dict.fromkeys(root / file.relative_to(root).parts[0] for file in files)
+    own = set(files)
+    whole = [top for top in tops if top.is_dir() and own.issuperset(top.rglob("*.json"))]
+    return whole + [file for file in files if not any(file.is_relative_to(top) for top in whole)]
 
 
 def _device() -> Device:
@@ -292,11 +304,17 @@ def _device() -> Device:
 
 
 def _summary(found: Survey) -> Iterator[str]:
+    from bestie_pl.errors import expected_one_of
+
     height, width = found.size
     images = f"{found.train_images} training images of about {width} x {height} px"
     yield f"{found.root}: {images}; classes: {', '.join(found.class_names)}"
     if found.unlisted:
         yield f"  {found.unlisted} images in images/ have no labels, and no training sees them"
+    for split, count in found.unused.items():
+        named = f"the split {split!r}" if split else "no split"
+        known = expected_one_of(split, [name for name in found.splits if name])
+        yield f"  {count} images are of {named}, and no stage sees them: {known}"
     labels = {"points": found.points, "semantic maps": found.semantic_dir, "truth": found.annotations}
     yield "  " + "; ".join(f"{what}: {where or 'none'}" for what, where in labels.items())
     if found.diameter is not None:

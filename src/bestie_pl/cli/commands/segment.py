@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm  # type: ignore[import-untyped]  # a requirement of Lightning
 
 from bestie_pl.data.files import check_unique, write_json
+from bestie_pl.errors import UserError
 from bestie_pl.prediction.engine import OVERLAP, TILE
 from bestie_pl.prediction.result import Result
 from bestie_pl.prediction.sources import find_files
@@ -27,7 +29,10 @@ def main(args: list[str]) -> int:
         ValueError: No checkpoint of a network that finds instances, a broken image, or two images of one name.
     """
     options = _parser().parse_args(args)
-    files = [named for source in options.sources for named in find_files(source)]
+    if not 0 <= options.min_score <= 1:
+        raise UserError(f"--min_score {options.min_score:g}; expected a number from 0 to 1")
+    written = [Path(options.out, kind).resolve() for kind in KINDS]
+    files = [named for source in options.sources for named in _find(source, written)]
     check_unique(Path(options.out), [name for name, _ in files])
     predictor = BestiePredictor.load(
         options.checkpoint,
@@ -37,6 +42,10 @@ def main(args: list[str]) -> int:
         overlap=options.overlap,
     )
     out, kinds = Path(options.out), list(dict.fromkeys(options.write))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}; give a folder that can be written") from error
     found = 0
     for name, path in progress(files, "segment"):
         (result,) = predictor(path)
@@ -48,6 +57,18 @@ def main(args: list[str]) -> int:
         found += len(result)
     print(f"{found} instances in {len(files)} images, written to " + ", ".join(f"{out / kind}" for kind in kinds))
     return 0
+
+
+def _find(source: str, written: Sequence[Path]) -> list[tuple[str, Path]]:
+    """The image files of a source, without those that an earlier run wrote there, unless it asks for these."""
+    kept, asked = [], Path(source).resolve()
+    for name, path in find_files(source):
+        folder = next((folder for folder in written if path.resolve().is_relative_to(folder)), None)
+        if folder is None or asked.is_relative_to(folder):
+            kept.append((name, path))
+    if not kept:
+        raise FileNotFoundError(f"{source}: no image there but what `segment` wrote; give other images")
+    return kept
 
 
 def _write(result: Result, kind: str, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -42,6 +43,22 @@ class TagTable:
     tag_class: Tensor
     splits: tuple[str, ...]
     split: Tensor
+
+    def outside(self, used: Iterable[str]) -> dict[str, int]:
+        """How many images are in each split that is none of ``used``, and by ``""`` in none; {} in a file without any.
+
+        >>> split = torch.tensor([0, 0, 1, -1], dtype=torch.int16)
+        >>> none = torch.tensor([], dtype=torch.int32)
+        >>> TagTable(Path("tags.csv"), ("cat",), Packed(list("abcd")), none, none, ("train", "trian"), split).outside(
+        ...     ["train"]
+        ... )
+        {'trian': 1, '': 1}
+        """
+        if not self.splits:
+            return {}
+        others, used = (*self.splits, ""), set(used)
+        counts = Counter(others[number] for number in self.split.tolist())  # -1 is the last one
+        return {name: counts[name] for name in others if counts[name] and name not in used}
 
     def dense(self, rows: Tensor) -> Tensor:
         """(N, C) bool of some rows."""
@@ -95,6 +112,8 @@ def read_tags(path: Path, class_names: Sequence[str] | None = None, ignored_colu
         split.append(split_of.setdefault(part, len(split_of)) if part else -1)
         if len(split_of) > MOST_SPLITS:
             raise UserError(f"{path}: {where}: more than {MOST_SPLITS} splits; is the column `split` another one's?")
+    if records.unparted and class_names is None:
+        _check_parted(path, number_of)
     if not files or not number_of:
         raise UserError(f"{path}: holds no {'tag' if files else 'image'}; expected {TAGS}")
     check_unique(path, [image_name(file) for file in files])
@@ -114,10 +133,14 @@ def read_tags(path: Path, class_names: Sequence[str] | None = None, ignored_colu
 
 @dataclass(frozen=True)
 class _Records:
-    """``rows``: where it stands, file, tags and split of each image; ``columns``: the classes of a table of 0 and 1."""
+    """``rows``: where it stands, file, tags and split of each image; ``columns``: the classes of a table of 0 and 1.
+
+    ``unparted``: each row has a single tag, as there is no mark between tags.
+    """
 
     rows: Iterable[tuple[str, str, Sequence[str], str]]
     columns: Sequence[str] | None = None
+    unparted: bool = False
 
 
 def _json_records(path: Path) -> _Records:
@@ -174,12 +197,25 @@ def _csv_records(path: Path, ignored_columns: Sequence[str]) -> _Records:
         for line, row in _rows_of(text, header, path):
             where = f"line {line}"
             if single:
-                tags = [tag for part in row[columns[0]].split(separator) if (tag := part.strip())]
+                parts = row[columns[0]].split(separator) if separator else [row[columns[0]]]
+                tags = [tag for part in parts if (tag := part.strip())]
             else:
                 tags = [name for name, k in zip(others, columns, strict=True) if _flag(row[k], path, where, name)]
             yield where, row[image].strip(), tags, row[split].strip() if split is not None else ""
 
-    return _Records(rows(), None if single else others)
+    return _Records(rows(), None if single else others, unparted=single and separator is None)
+
+
+def _check_parted(path: Path, names: Iterable[str]) -> None:
+    """Raise UserError if a class is called by the names of others, as if a blank stood between them."""
+    known = set(names)
+    for name in known:
+        words = name.split()
+        if len(words) > 1 and known.issuperset(words):
+            raise UserError(
+                f"{path}: the tag {name!r}, where {' and '.join(words)} are tags too: separate tags by semicolons "
+                f"({';'.join(words)}), or give class_names if it is a class"
+            )
 
 
 def _rows_of(text: str, header: Sequence[str], path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -188,7 +224,8 @@ def _rows_of(text: str, header: Sequence[str], path: Path) -> Iterator[tuple[int
     next(lines)
     for line, row in lines:
         if len(row) != len(header):
-            raise UserError(f"{path}: line {line}: {len(row)} columns; expected {len(header)}: {row!r:.100}")
+            more = ": several tags stand between semicolons, cat;dog" if "tags" in header else ""
+            raise UserError(f"{path}: line {line}: {len(row)} columns; expected {len(header)}: {row!r:.100}{more}")
         yield line, row
 
 
