@@ -62,7 +62,8 @@ def training_table() -> Table:
         rate = REFERENCE_LR * math.sqrt(batch / REFERENCE_BATCH)
         hours = IMAGES * EPOCHS / (crops_a_second(images) * gpus) / 3600 if images in BATCHES else None
         rows.append(
-            [str(gpus), str(images), str(batch), f"{rate:.2g}", f"{steps:,}", str(round(steps * WARMUP_SHARE))]
+            [str(gpus), str(images), str(batch), f"{rate:.2g}", f"{steps:,}"]
+            + [str(round(steps * WARMUP_SHARE)) if batch > REFERENCE_BATCH else "0"]
             + ["–" if hours is None else f"{hours:.2g}"]
         )
     rates = ", ".join(f"{crops_a_second(images):.0f} with {images}" for images in BATCHES)
