@@ -90,6 +90,12 @@ CLASSIFIER_COLUMNS = {
     "instances_with_one_cue": "objects with exactly one cue",
     "maps_miou": "mIoU of CAM + PAMR",
 }
+CUE_COLUMNS = {
+    "tag_map": "mAP of the tags",
+    "precision": "cues on an object",
+    "recall": "objects with a cue",
+    "instances_with_one_cue": "objects with exactly one cue",
+}
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Rows]]] = {
     "demo": ("results/shapes/demo.json", demo_table),
     "ablation": ("results/shapes/ablation_points.json", seeds_table),
@@ -109,7 +115,9 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Rows]]] = {
     "shapes_table1": ("results/shapes/table1.json", seeds_table),
     "nuclei_table1": ("results/nuclei/table1.json", seeds_table),
     "animal_table1": ("results/animals/table1.json", seeds_table),
+    "animal_table3": ("results/animals/table3.json", seeds_table),
     "animal_table4": ("results/animals/table4.json", seeds_table),
+    "animal_classifiers": ("results/animals/classifier.json", partial(seeds_table, columns=CUE_COLUMNS)),
     "animal_variants": ("results/animals/variants.json", seeds_table),
     "animal_maps": (
         "results/animals/maps.json",

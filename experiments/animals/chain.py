@@ -38,6 +38,15 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "points, as many steps as another round": ("points", ("--trainer.max_steps=300",)),
 }
 """What was tried on the training of instances, each against the first row of its kind: configuration and options."""
+REFINED = "--model.init_args.inference.refine=pamr"
+VIEWS = ("--model.init_args.inference.mirror=true", "--model.init_args.inference.scales=[1.0,1.35]")
+TESTS: dict[str, tuple[str, ...]] = {
+    "": (),
+    "_refined": (REFINED,),
+    "_views": VIEWS,
+    "_views_refined": (*VIEWS, REFINED),
+}
+"""How each network is tested, by what is added to its stage: as it is, and with what costs time at the test alone."""
 SUPERVISIONS: tuple[Supervision, ...] = ("tags", "full", "points")
 OWN = "nGWP, alpha 0"
 CLASSIFIERS: dict[str, tuple[str, ...]] = {
@@ -162,11 +171,10 @@ class Chain:
         return [f"--model.init_args.init_from={self.folder / stage / 'checkpoints/last.ckpt'}", self.maps(maps)]
 
     def tested(self, name: str, config: str) -> None:
-        """Scores, plain and refined."""
+        """Scores, by each of ``TESTS``."""
         cues = [] if config == "points" else [self.cues]
-        self.run(name, "test", config, cues, reads=name)
-        given = [*cues, "--model.init_args.inference.refine=pamr"]
-        self.run(f"{name}_refined", "test", config, given, reads=name)
+        for suffix, options in TESTS.items():
+            self.run(name + suffix, "test", config, [*cues, *options], reads=name)
 
     def part(self, name: str) -> None:
         """One of ``PARTS``."""

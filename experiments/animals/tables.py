@@ -66,6 +66,13 @@ WRITTEN = {
     "Alone2_maps": "grown from points, after two semantic rounds",
 }
 """The maps that trainings learn from."""
+LABELS = {
+    "": "",
+    "_refined": ", refined at test",
+    "_views": ", views at test",
+    "_views_refined": ", views, refined at test",
+}
+"""Of the rows, by how a network was tested."""
 PICTURES = 8
 SURE = 0.5
 """Least score of a detector's instances in the pictures."""
@@ -114,7 +121,7 @@ class Tables:
     def instances(self) -> None:
         """What is learnt from tags and points beside full supervision."""
         rows: dict[str, dict[str, Any] | None] = {}
-        for suffix, label in (("", ""), ("_refined", ", refined at test")):
+        for suffix, label in LABELS.items():
             for name, (stage, reference) in KINDS.items():
                 scores, full = self.scores_of(stage + suffix), self.scores_of(reference + suffix)
                 share = {"share": scores["map50"] / full["map50"]} if scores and full else {}
