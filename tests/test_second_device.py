@@ -66,13 +66,13 @@ def map_writer(folder: Path) -> list[pl.Callback]:
             id="tags",
         ),
         pytest.param(
-            lambda: bestie(supervision="tags", recipe="release", oracle="points"),
+            lambda: bestie(supervision="tags", recipe="release", oracle="tags"),
             {"supervision": "tags", "cues_dir": "Center_points", "recipe": "release"},
             instance_writers,
             id="tags, release",
         ),
         pytest.param(
-            lambda: bestie(supervision="points", oracle="tags"),
+            lambda: bestie(supervision="points", oracle="points"),
             {"supervision": "points"},
             instance_writers,
             id="points",

@@ -267,7 +267,7 @@ def test_hidden_files_are_no_images(tmp_path: Path) -> None:
     [
         ('a,"cell, nucleus"\nb,cell\n', ("cell", "nucleus")),
         ("a, cell ;nucleus \nb,cell\n", ("cell", "nucleus")),
-        ("a,cell nucleus\nb,cell\n", ("cell", "nucleus")),
+        ("a,cell  nucleus\nb,cell\n", ("cell", "cell nucleus")),
         ("a,cell  body;\nb,cell body;\n", ("cell body",)),
         ('a,"Gr\u00fcn, rot"\nb,Gru\u0308n\n', ("Gr\u00fcn", "rot")),
     ],

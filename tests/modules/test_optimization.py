@@ -132,6 +132,28 @@ def test_the_learning_rate_finder_sets_the_rate_that_training_uses(shapes_folder
     np.testing.assert_allclose(seen.rates, expected, rtol=1e-6)
 
 
+def test_a_finished_training_goes_on_with_the_rates_of_the_longer_one(shapes_folder: Path, tmp_path: Path) -> None:
+    sizes = {"train_images": 16, "val_images": 5, "test_images": 5, "image_size": 64}
+
+    def train(steps: int, checkpoint: Path | None = None) -> list[float]:
+        seen, data = Rates(), ShapesDataModule(str(shapes_folder), batch_size=4, num_workers=0, crop_size=64, **sizes)
+        module = SemanticModule(
+            5,
+            backbone="tf_efficientnet_lite0",
+            decoder="pyramid",
+            backbone_weights=None,
+            optimization=Optimization("adamw", lr=1e-3),
+        )
+        trainer = make_trainer(tmp_path, max_steps=steps, limit_val_batches=0, callbacks=[seen])
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+        return [rates[-1] for rates in seen.rates]
+
+    train(2)
+    rates = train(5, tmp_path / "last.ckpt")
+    assert rates == pytest.approx([1e-3 * (1 - done / 5) ** 0.9 for done in (2, 3, 4)])
+
+
 class Rates(pl.Callback):
     """The rates that each step was taken with."""
 
