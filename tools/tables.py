@@ -229,12 +229,12 @@ def herds_table() -> str:
 
 def herd_labels_table() -> str:
     """Objects of the development split that have a right label, alone of their kind and among others."""
-    path = "results/animals/herd_labels.json"
+    path = "results/animals/labels_in_herds.json"
     kinds = ("alone", "in a herd", "precision")
     table = [["pseudo labels", "alone of their kind", "in a herd", "labels that are right"]]
     for row in read(path)["rows"]:
         table.append([row["name"], *(mean_and_spread(row["all"][kind]) for kind in kinds)])
-    return markdown(table, f"`{path}`, `python -m experiments.animals.labels ROOT`. Per cent; 61 and 71 objects")
+    return markdown(table, f"`{path}`, `python -m experiments.animals.labels_in_herds ROOT`. Per cent; 61 and 71 objects")
 
 
 def thresholds_table() -> str:

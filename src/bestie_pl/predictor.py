@@ -65,7 +65,7 @@ def _place(device: str | torch.device) -> torch.device:
     try:
         place = torch.device(device)
         torch.empty(0, device=place)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what PyTorch raises for absent ones
+    except (RuntimeError, AssertionError) as error:  # what PyTorch raises for absent ones
         there = f"cpu, cuda or cuda:0 to cuda:{torch.cuda.device_count() - 1}" if torch.cuda.is_available() else "cpu"
         raise UserError(f"device {str(device)!r}: there is no such device here; expected {there}") from error
     return place

@@ -1,15 +1,14 @@
 """Which objects of the development split get a right label: of animals alone of their kind, and of those in a herd.
 
 By the paper's rule (components with exactly one point or cue) and by the nearest one (components with several are
-shared out), on the maps that the instances are trained on and on true ones. ``python -m experiments.animals.labels
-ROOT`` after ``python -m experiments.animals ROOT``; writes results/animals/herd_labels.json.
+shared out), on the maps that the instances are trained on and on true ones. Run ``python -m experiments.animals ROOT``
+first, then ``python -m experiments.animals.labels_in_herds ROOT``; writes results/animals/labels_in_herds.json.
 """
 
 from __future__ import annotations
 
-import argparse
+from collections import defaultdict
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,9 +25,8 @@ from bestie_pl.progress import progress
 from bestie_pl.recipe import NEAREST, PAPER, Rules
 from bestie_pl.structures import IGNORE, Cues, Geometry, Instances
 from experiments.animals.chain import Chain
-from experiments.animals.herds import overlapped
+from experiments.animals.herds import Hits, add_seeds, overlapped
 from experiments.animals.tables import CUE_THRESHOLD
-from experiments.runs import ROOT, add_seed
 
 RULES_OF = {"the paper's rule": PAPER, "nearest": NEAREST}
 MAPS = "Retrained2_maps"
@@ -37,24 +35,10 @@ MAPS = "Retrained2_maps"
 
 def main() -> None:
     """Add the seeds whose maps are there."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("root", type=Path, help="folder of the photographs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--runs", type=Path, default=Path("runs/animals"))
-    parser.add_argument("--output", type=Path, default=Path("results/animals/herd_labels.json"))
-    arguments = parser.parse_args()
-    for seed in arguments.seeds:
-        chain = Chain(seed, ROOT / arguments.runs, arguments.root.absolute(), threads=1)
-        add_seed(
-            ROOT / arguments.output,
-            seed,
-            measured(chain),
-            command="python -m experiments.animals.labels ROOT",
-            metric="in a herd",
-        )
+    add_seeds(__doc__, "labels_in_herds", measured)
 
 
-def measured(chain: Chain) -> dict[str, dict[str, float]]:
+def measured(chain: Chain) -> dict[str, dict[str, float] | None]:
     """Shares of objects with a right label, and of labels that are right, for each supervision, map and rule."""
     data = FolderDataModule(
         str(chain.root),
@@ -67,7 +51,8 @@ def measured(chain: Chain) -> dict[str, dict[str, float]]:
     data.setup("test")
     points = read_points(chain.root / "points.json", data.class_names)
     row_of = {file: row for row, file in enumerate(points.files)}
-    hits: dict[str, dict[str, list[bool]]] = {}
+    hits: dict[str, Hits] = defaultdict(Hits)
+    right: dict[str, list[bool]] = defaultdict(list)
     for batch in progress(list(data.test_dataloader()), f"seed {chain.seed}", "photographs"):
         assert batch.references is not None
         name, true = batch.names[0], batch.references[0]
@@ -82,15 +67,10 @@ def measured(chain: Chain) -> dict[str, dict[str, float]]:
         }
         for (source, seeds), (of, map_), (rule, rules) in product(sources.items(), maps.items(), RULES_OF.items()):
             labels = labels_of(map_, seeds, rules)
-            row = hits.setdefault(f"{source}, {of}: {rule}", {"alone": [], "in a herd": [], "precision": []})
-            row["precision"] += overlapped(true, labels)
-            for number, hit in zip(true.classes, overlapped(labels, true), strict=True):
-                row["alone" if int((true.classes == number).sum()) == 1 else "in a herd"].append(hit)
-    return {
-        name: {kind: float(np.mean(values)) for kind, values in row.items()}
-        | {f"objects {kind}": float(len(row[kind])) for kind in ("alone", "in a herd")}
-        for name, row in hits.items()
-    }
+            row = f"{source}, {of}: {rule}"
+            hits[row].add(labels, true)
+            right[row] += overlapped(true, labels)
+    return {row: {"precision": float(np.mean(right[row]))} | found.shares() for row, found in hits.items()}
 
 
 def true_map(true: Instances) -> Tensor:
