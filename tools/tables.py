@@ -234,7 +234,8 @@ def herd_labels_table() -> str:
     table = [["pseudo labels", "alone of their kind", "in a herd", "labels that are right"]]
     for row in read(path)["rows"]:
         table.append([row["name"], *(mean_and_spread(row["all"][kind]) for kind in kinds)])
-    return markdown(table, f"`{path}`, `python -m experiments.animals.labels_in_herds ROOT`. Per cent; 61 and 71 objects")
+    command = "python -m experiments.animals.labels_in_herds ROOT"
+    return markdown(table, f"`{path}`, `{command}`. Per cent; 61 and 71 objects")
 
 
 def thresholds_table() -> str:
