@@ -84,104 +84,151 @@ def configurations(found: Survey, device: Device) -> Iterator[tuple[str, str]]:
     Raises:
         ValueError: Neither points nor tags that differ.
     """
-    from bestie_pl.data.survey import Choice, settings
-
     if found.points is None and not found.tags_differ:
         raise ValueError(
             f"{found.root}: no points, and all training images have the same tags, of which a classifier learns "
             "nothing: set a point on each object (`bestie-pl points --help`), or add images without these classes"
         )
-    chosen = settings(found, device)
-    steps = chosen["steps"].value
-    semantic_dir: Any = found.semantic_dir
-    shared: dict[str, Any] = {key: chosen[key] for key in ("image_scale", "crop_size", "batch_size") if key in chosen}
-    lengths: dict[str, Any] = {key: chosen[key] for key in ("object_scale", "min_area") if key in chosen}
-    start: dict[str, Any] = {}
-    pointed = found.points is not None
-    weak: dict[str, Any] = {"supervision": "points" if pointed else "tags"}
-    if pointed:
-        weak["points"] = found.points
+    stages = _Stages(found, device)
+    if found.semantic_dir is not None:
+        yield "instances", stages.instances(found.semantic_dir, start={})
+        return
+    if stages.pointed:
+        first = "Grown_maps"
+        yield "maps", stages.maps(first)
     else:
-        weak["cues_dir"] = "Peak_points"
-        weak["cue_threshold"] = Choice(0.2, "a map is divided by its image's maximum, so small objects have weak cues")
-    trained = {**_fit(chosen, steps), "limit_val_batches": Choice(0, "nothing is chosen by scores")}
+        first = "CAM_maps"
+        yield "classifier", stages.classifier(first)
+    yield "semantic", stages.semantic(first)
+    yield "instances", stages.instances("Retrained_maps", stages.after_semantic())
 
-    if semantic_dir is None and found.points is not None:
-        yield (
-            "maps",
-            _text(
-                "Semantic maps grown from the points alone, in Grown_maps; nothing is trained.",
-                {"callbacks": _writers("Grown_maps")},
-                found,
-                {**weak, "predict_split": found.splits[0], **shared, **lengths},
-                ("GrownMaps", {}),
-            ),
+
+class _Stages:
+    """Each stage's configuration for one folder."""
+
+    def __init__(self, found: Survey, device: Device) -> None:
+        from bestie_pl.data.survey import Choice, settings
+
+        self.found, self.pointed = found, found.points is not None
+        self.chosen = chosen = settings(found, device)
+        self.steps: int = chosen["steps"].value
+        self.sizes: dict[str, Any] = {
+            key: chosen[key] for key in ("image_scale", "crop_size", "batch_size") if key in chosen
+        }
+        self.lengths: dict[str, Any] = {key: chosen[key] for key in ("object_scale", "min_area") if key in chosen}
+        self.labels: dict[str, Any] = {"supervision": "points" if self.pointed else "tags"}
+        if self.pointed:
+            self.labels["points"] = found.points
+        else:
+            why = "a map is divided by its image's maximum, so small objects have weak cues"
+            self.labels |= {"cues_dir": "Peak_points", "cue_threshold": Choice(0.2, why)}
+
+    def maps(self, output: str) -> str:
+        """Semantic maps from points."""
+        return _text(
+            f"Semantic maps grown from the points alone, in {output}; nothing is trained.",
+            {"callbacks": _writers(output)},
+            self.found,
+            {**self.labels, "predict_split": self.found.splits[0], **self.sizes, **self.lengths},
+            ("GrownMaps", {}),
         )
-        semantic_dir = "Grown_maps"
-    elif semantic_dir is None:
-        yield (
-            "classifier",
-            _text(
-                "A classifier of the tags; predict writes its cues to Peak_points and its maps to CAM_maps.",
-                {**trained, "callbacks": [*_writers("CAM_maps", **WIDE), {"class_path": "CueWriter"}]},
-                found,
-                {
-                    **weak,
-                    "semantic_source": Choice("none", "images and tags are all that it sees"),
-                    "predict_split": found.splits[0],
-                    **shared,
-                    "eval_batch_size": Choice(1, "images of different sizes are seen one by one anyway"),
-                    "scale_range": Choice([0.7, 1.1], "a crop without the tagged object would teach the wrong thing"),
-                },
-                (
-                    "PeakAttentionModule",
-                    {
-                        **BACKBONE,
-                        **{"width": 128, "pam_layers": 2, "alpha": 0.0, "pooling": "ngwp", "scales": [1.0, 1.5]},
-                        "affinity": Choice(True, "spread over what looks alike: a classifier lights middles only"),
-                        **_optimizer(0.001, chosen),
-                    },
-                ),
-            ),
+
+    def classifier(self, output: str) -> str:
+        """Cues and semantic maps from tags."""
+        from bestie_pl.data.survey import Choice
+
+        validation = {"limit_val_batches": Choice(0, "nothing is chosen by scores")}
+        data = {
+            **self.labels,
+            "semantic_source": Choice("none", "images and tags are all that it sees"),
+            "predict_split": self.found.splits[0],
+            **self.sizes,
+            "eval_batch_size": Choice(1, "images of different sizes are seen one by one anyway"),
+            "scale_range": Choice([0.7, 1.1], "a crop without the tagged object would teach the wrong thing"),
+        }
+        model = {
+            **BACKBONE,
+            **{"width": 128, "pam_layers": 2, "alpha": 0.0, "pooling": "ngwp", "scales": [1.0, 1.5]},
+            "affinity": Choice(True, "spread over what looks alike: a classifier lights middles only"),
+            **_optimizer(0.001, self.chosen),
+        }
+        return _text(
+            f"A classifier of the tags; predict writes its cues to Peak_points and its maps to {output}.",
+            {
+                **_fit(self.chosen, self.steps),
+                **validation,
+                "callbacks": [*_writers(output, **WIDE), {"class_path": "CueWriter"}],
+            },
+            self.found,
+            data,
+            ("PeakAttentionModule", model),
         )
-        semantic_dir = "CAM_maps"
-    if semantic_dir != found.semantic_dir:
-        yield (
-            "semantic",
-            _text(
-                f"The semantic branch learns {semantic_dir}; predict writes its own, better maps to Retrained_maps.",
-                {**_fit(chosen, _round(steps)), **_no_validation(), "callbacks": _writers("Retrained_maps")},
-                found,
-                {**weak, "semantic_dir": semantic_dir, "predict_split": found.splits[0], **shared, **lengths},
-                ("SemanticModule", {**NETWORK, **({} if pointed else REFINED), **_optimizer(0.004, chosen)}),
-            ),
+
+    def semantic(self, learnt: str) -> str:
+        """The semantic round on the maps in ``learnt``."""
+        steps = max(1, round(SEMANTIC_SHARE * self.steps))
+        return _text(
+            f"The semantic branch learns {learnt}; predict writes its own, better maps to Retrained_maps.",
+            {**_fit(self.chosen, steps), **_no_validation(), "callbacks": _writers("Retrained_maps")},
+            self.found,
+            {
+                **self.labels,
+                "semantic_dir": learnt,
+                "predict_split": self.found.splits[0],
+                **self.sizes,
+                **self.lengths,
+            },
+            ("SemanticModule", {**NETWORK, **({} if self.pointed else REFINED), **_optimizer(0.004, self.chosen)}),
         )
-        semantic_dir = "Retrained_maps"
-        checkpoint = str(found.root / "runs" / "semantic" / "checkpoints" / "last.ckpt")
-        start = {"init_from": Choice(checkpoint, "the network of the semantic round")}
-    heatmap: dict[str, Any] = {"geometry": {"sigma": chosen["sigma"]}} if "sigma" in chosen else {}
-    why = "the paper's 200 leaves the semantic branch behind in a training this short"
-    center = {} if steps > 2000 else {"loss_weights": {"center": Choice(20 if pointed else 12.5, why)}}
-    if not pointed:
+
+    def after_semantic(self) -> dict[str, Any]:
+        """Where the training of instances starts, after that round."""
+        from bestie_pl.data.survey import Choice
+
+        checkpoint = str(self.found.root / "runs" / "semantic" / "checkpoints" / "last.ckpt")
+        return {"init_from": Choice(checkpoint, "the network of the semantic round")}
+
+    def instances(self, semantic_dir: str, start: dict[str, Any]) -> str:
+        """Masks of single objects, learnt from the maps in ``semantic_dir``."""
+        model = {
+            **NETWORK,
+            **start,
+            **self._heatmap(),
+            **_optimizer(0.008 if self.pointed else 0.004, self.chosen),
+            **self._center(),
+        }
+        return _text(
+            "Masks of single objects.",
+            {**_fit(self.chosen, self.steps), **self._validation()},
+            self.found,
+            {**self.labels, "semantic_dir": semantic_dir, **self.sizes, **self.lengths},
+            ("BestieModule", model),
+        )
+
+    def _heatmap(self) -> dict[str, Any]:
+        from bestie_pl.data.survey import Choice
+
+        if self.pointed:
+            return {"geometry": {"sigma": self.chosen["sigma"]}} if "sigma" in self.chosen else {}
         sigma = Choice(25.0, "a short training knows a centre only roughly, and narrower peaks stay flat then")
         window = Choice(129, "half of a typical object: a narrower one finds several centres in it")
-        heatmap = {"geometry": {"sigma": sigma, "peak_window": window}, "clustering": False}
-    validated = found.annotations is not None and found.splits[1] is not None
-    every = max(1, steps // 4 * chosen["batch_size"].value // found.train_images)
-    validation = {"check_val_every_n_epoch": Choice(every, "four times")} if validated else _no_validation()
-    yield (
-        "instances",
-        _text(
-            "Masks of single objects.",
-            {**_fit(chosen, steps), **validation},
-            found,
-            {**weak, "semantic_dir": semantic_dir, **shared, **lengths},
-            (
-                "BestieModule",
-                {**NETWORK, **start, **heatmap, **_optimizer(0.008 if pointed else 0.004, chosen), **center},
-            ),
-        ),
-    )
+        return {"geometry": {"sigma": sigma, "peak_window": window}, "clustering": False}
+
+    def _center(self) -> dict[str, Any]:
+        from bestie_pl.data.survey import Choice
+
+        if self.steps > 2000:
+            return {}
+        why = "the paper's 200 leaves the semantic branch behind in a training this short"
+        return {"loss_weights": {"center": Choice(20 if self.pointed else 12.5, why)}}
+
+    def _validation(self) -> dict[str, Any]:
+        from bestie_pl.data.survey import Choice
+
+        if self.found.annotations is None or self.found.splits[1] is None:
+            return _no_validation()
+        every = max(1, self.steps // 4 * self.chosen["batch_size"].value // self.found.train_images)
+        return {"check_val_every_n_epoch": Choice(every, "four times")}
 
 
 def _fit(chosen: dict[str, Choice], steps: int) -> dict[str, Any]:
@@ -193,10 +240,6 @@ def _no_validation() -> dict[str, Any]:
     from bestie_pl.data.survey import Choice
 
     return {"limit_val_batches": Choice(0, "needs no true masks")}
-
-
-def _round(steps: int) -> int:
-    return max(1, round(SEMANTIC_SHARE * steps))
 
 
 def _optimizer(lr: float, chosen: dict[str, Choice]) -> dict[str, Any]:
