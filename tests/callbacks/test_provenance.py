@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +13,13 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
+from PIL import Image
 from quick import make_trainer
 
 from bestie_pl.callbacks.predictions import PredictionWriter
 from bestie_pl.callbacks.provenance import FILE
+from bestie_pl.data.coco import COCODataModule
+from bestie_pl.data.folder import FolderDataModule
 from bestie_pl.data.shapes import ShapesDataModule
 from bestie_pl.structures import Batch, Instances
 
@@ -61,7 +68,7 @@ def test_the_same_goes_on_and_another_is_refused(data: ShapesDataModule, tmp_pat
         with pytest.raises(ValueError, match=says):
             predict(other, data, tmp_path)
         assert yaml.safe_load((folder / FILE).read_text()) == made_by
-    data.predict_images = data.root / "JPEGImages"
+    data.predict_images = Path(shutil.copytree(data.root / "JPEGImages", tmp_path / "others"))
     data.datasets.clear()
     with pytest.raises(ValueError, match="other images"):
         predict(Finder(), data, tmp_path)
@@ -110,3 +117,63 @@ def test_files_of_other_images_count_too(data: ShapesDataModule, tmp_path: Path)
 def test_one_batch_is_not_all(data: ShapesDataModule, tmp_path: Path) -> None:
     make_trainer(tmp_path, limit_predict_batches=1, callbacks=[PredictionWriter()]).predict(Finder(), data)
     assert len(list((tmp_path / "predictions").glob("*.json"))) == 2
+
+
+class Tagged(Finder):
+    """Whose predictions rest on the tags."""
+
+    reads_tags = True
+
+
+def of_folder(root: Path, **settings: Any) -> FolderDataModule:
+    given: dict[str, Any] = {"semantic_source": "none", "predict_split": "train", "num_workers": 0}
+    return FolderDataModule(str(root), supervision="tags", **(given | settings))
+
+
+def changed(path: Path) -> None:
+    os.utime(path, (time.time() + 5,) * 2)
+
+
+def test_what_a_prediction_rests_on_is_newer(tmp_path: Path) -> None:
+    """An image that was replaced, and tags that were corrected, where the module reads them."""
+    for name in ("a", "b"):
+        picture(tmp_path / "images" / f"{name}.png")
+    (tmp_path / "tags.csv").write_text("image,tags,split\na.png,cat;,train\nb.png,dog;,train\n")
+    assert predict(Tagged(), of_folder(tmp_path), tmp_path) == ["a", "b"]
+    assert predict(Tagged(), of_folder(tmp_path), tmp_path) == []
+    changed(tmp_path / "tags.csv")
+    assert predict(Tagged(), of_folder(tmp_path), tmp_path) == ["a", "b"]
+    assert predict(Finder(), of_folder(tmp_path), tmp_path / "other") == ["a", "b"]
+    assert predict(Finder(), of_folder(tmp_path), tmp_path / "other") == []
+    changed(tmp_path / "images/b.png")
+    assert predict(Finder(), of_folder(tmp_path), tmp_path / "other") == ["b"]
+
+
+def test_images_of_one_name_in_two_folders(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        picture(tmp_path / split / "a.png")
+        record = {"id": 1, "file_name": "a.png", "width": 32, "height": 32}
+        content = {"images": [record], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+        (tmp_path / f"{split}.json").write_text(json.dumps(content))
+    given: dict[str, Any] = {"train_images": "train", "train_annotations": "train.json", "val_images": "val"}
+    given |= {"val_annotations": "val.json", "semantic_source": "none", "supervision": "tags", "num_workers": 0}
+    first = COCODataModule(str(tmp_path), **given, predict_annotations="train.json")
+    assert predict(Finder(), first, tmp_path) == ["a"]
+    with pytest.raises(ValueError, match="other images"):
+        predict(Finder(), COCODataModule(str(tmp_path), **given), tmp_path)
+
+
+def test_files_of_other_images_whose_making_is_unknown(tmp_path: Path) -> None:
+    """They would pass for this run's as soon as the folder says what made it."""
+    for name in ("a", "b"):
+        picture(tmp_path / "images" / f"{name}.png")
+    (tmp_path / "tags.csv").write_text("image,tags,split\na.png,cat;,train\nb.png,dog;,val\n")
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "predictions" / "b.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"its files \(b.json\) do not say what made them"):
+        predict(Finder(), of_folder(tmp_path), tmp_path)
+
+
+def picture(path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    Image.new("RGB", (32, 32)).save(path)

@@ -137,8 +137,9 @@ def test_who_wrote_annotations(tmp_path: Path) -> None:
 
 
 def test_split_of_a_file() -> None:
-    names = ("instances_train.json", "val.json", "my-test-1.json", "evaluation.json")
-    assert [split_of_file(Path(name)) for name in names] == ["train", "val", "test", "train"]
+    names = ("instances_train.json", "val.json", "my-test-1.json", "evaluation.json", "labels/valid/_annotations.json")
+    root = Path("val/test")  # what lies above the folder says nothing
+    assert [split_of_file(root / name, root) for name in names] == ["train", "val", "test", "train", "valid"]
 
 
 # ---------------------------------------------------------------- what is chosen

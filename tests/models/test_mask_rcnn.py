@@ -46,6 +46,22 @@ def test_detections_of_images_without_their_padding() -> None:
     torch.testing.assert_close(found[1]["scores"][:3], alone["scores"][:3], atol=0.05, rtol=0.1)
 
 
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])
+def test_boxes_are_in_single_precision_under_autocast(precision: torch.dtype) -> None:
+    model = small().eval()
+    images = torch.rand(2, 3, 64, 96)
+    seen: list[Tensor] = []
+    heads = model.network.roi_heads
+    heads.box_predictor.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    with torch.no_grad(), torch.autocast("cpu", dtype=precision):
+        found = model(images)
+        terms = model.train().losses(images, [target(), target(count=0)])
+    assert [value.dtype for value in seen] == [precision, precision]  # the layers themselves are reduced
+    for one in found:
+        assert one["boxes"].dtype == one["scores"].dtype == one["masks"].dtype == torch.float32
+    assert all(term.isfinite() and term.dtype == torch.float32 for term in terms.values())
+
+
 def test_losses_fall_and_an_image_without_objects_is_fine() -> None:
     model = small().train()
     images = torch.rand(2, 3, 64, 64)

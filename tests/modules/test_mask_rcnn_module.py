@@ -117,10 +117,28 @@ def test_training_scores_predictions_and_checkpoints(shapes_folder: Path, tmp_pa
             other, make_data(shapes_folder), ckpt_path=tmp_path / "model.ckpt", weights_only=True
         )
 
-    started = MaskRCNNModule(5, **SMALL, init_from=str(tmp_path / "model.ckpt"))
+    started = MaskRCNNModule(5, names, **SMALL, init_from=str(tmp_path / "model.ckpt"))
     make_trainer(tmp_path, max_steps=1, limit_train_batches=0).fit(started, make_data(shapes_folder))
     state = started.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+
+
+def test_it_starts_from_weights_of_its_classes_that_are_finite(tmp_path: Path) -> None:
+    content = {
+        "state_dict": MaskRCNNModule(2, **SMALL).state_dict(),
+        "hyper_parameters": {"class_names": ["cat", "dog"]},
+    }
+    (tmp_path / "logs/version_0/checkpoints").mkdir(parents=True)
+    torch.save(content, tmp_path / "logs/version_0/checkpoints/step=5.ckpt")
+    newest = str(tmp_path / "checkpoints/last.ckpt")  # whose link a killed training did not make
+    MaskRCNNModule(2, ["cat", "dog"], **SMALL, init_from=newest).load_first_weights()
+    with pytest.raises(ValueError, match="classes are others than the data's"):
+        MaskRCNNModule(2, ["dog", "cat"], **SMALL, init_from=newest).load_first_weights()
+    next(iter(content["state_dict"].values())).fill_(float("nan"))
+    torch.save(content, tmp_path / "nan.ckpt")
+    module = MaskRCNNModule(2, ["cat", "dog"], **SMALL, init_from=str(tmp_path / "nan.ckpt"))
+    with pytest.raises(ValueError, match="not finite"):
+        module.load_first_weights()
 
 
 def test_two_processes_score_like_one(shapes_folder: Path, tmp_path: Path) -> None:

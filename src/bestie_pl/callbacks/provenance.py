@@ -16,6 +16,7 @@ import yaml
 
 import bestie_pl
 from bestie_pl.data.files import write_text
+from bestie_pl.data.formats.images import ImageFiles
 from bestie_pl.modules.run_folders import find_checkpoint
 from bestie_pl.modules.weights import sha256
 
@@ -64,21 +65,32 @@ def provenance(
         regardless_of: Settings of the module that change nothing in these files.
     """
     data: Any = getattr(trainer, "datamodule", None)
-    images = getattr(data, "predict_images", None) or getattr(data, "root", None)
+    images = _images(data)
+    shown = {name: getattr(data, name) for name in OF_DATA if hasattr(data, name)}
+    if shown.get("recipe") == "release" and getattr(data, "tags_only", False):
+        shown["crop_size"] = data.crop_size  # the size that the release's classifier sees
     own = {name: value for name, value in plain_settings(module).items() if name not in OF_TRAINING | regardless_of}
     content = {
         **weights_of(trainer, module),
         "model": type(module).__name__,
         "version": bestie_pl.__version__,
-        "images": None if images is None else os.path.relpath(Path(images).resolve(), folder.resolve()),
+        "images": None if images is None else os.path.relpath(images.resolve(), folder.resolve()),
         "settings": {
             "model": own,
-            "data": {name: getattr(data, name) for name in OF_DATA if hasattr(data, name)},
+            "data": shown,
             "writer": dict(settings),
         },
     }
     plain: dict[str, Any] = json.loads(json.dumps(content, default=_plain))
     return plain
+
+
+def _images(data: Any) -> Path | None:
+    """The folder of the images that are predicted; the root of the data where another kind of data hides it."""
+    splits = getattr(data, "datasets", {})
+    files = splits["predict"].split.images if "predict" in splits else None
+    folder = files.folder if isinstance(files, ImageFiles) else getattr(data, "root", None)
+    return None if folder is None else Path(folder)
 
 
 def plain_settings(module: pl.LightningModule) -> dict[str, Any]:
@@ -91,8 +103,8 @@ def plain_settings(module: pl.LightningModule) -> dict[str, Any]:
 def claim(folder: Path, mine: dict[str, Any], suffix: str, files: Iterable[Path] | None, *, overwrite: bool) -> None:
     """Say in a folder what makes its files; refuse one with files of another making.
 
-    The path of the checkpoint may differ, its hash decides. Where the folder says what made its files, those of other
-    images count too: they would pass for this run's. Nothing is removed but what this run makes anew.
+    The path of the checkpoint may differ, its hash decides. Files of other images count too: they would pass for this
+    run's. Nothing is removed but what this run makes anew.
 
     Args:
         folder: May be absent.
@@ -109,10 +121,8 @@ def claim(folder: Path, mine: dict[str, Any], suffix: str, files: Iterable[Path]
     if there is not None and _compared(there) == _compared(mine):
         return
     own = [file for file in files or () if file.is_file()]
-    others: list[Path] = []
-    if there is not None or files is None:
-        known = {file.resolve() for file in own}
-        others = [file for file in sorted(folder.rglob(f"*{suffix}")) if file.resolve() not in known]
+    known = {file.resolve() for file in own}
+    others = [file for file in sorted(folder.rglob(f"*{suffix}")) if file.resolve() not in known]
     how = "do not say what made them" if there is None else f"were made with other {_differences(there, mine)}"
     if files is not None and others and overwrite:
         raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,8 +27,9 @@ class ResumableWriter(BasePredictionWriter):
     ``InstanceDataModule`` every image is predicted again.
 
     ``made_by.yaml`` in the folder says what made the files (weights, settings, version); a run that would make them
-    otherwise is refused (``callbacks.provenance``). Predictions that rest on given points or on maps that are imported
-    are made anew where these are newer. At the end every image must have its file, whichever process was to write it.
+    otherwise is refused (``callbacks.provenance``). A prediction is made anew where its image, or what it rests on
+    besides (given points or tags, a map that is imported), is newer. At the end every image must have its file,
+    whichever process was to write it.
 
     Args:
         overwrite: Predict and write all images anew, also in the place of files of another making.
@@ -57,12 +58,10 @@ class ResumableWriter(BasePredictionWriter):
         """What of the writer's own settings decides what is in the files."""
         return {}
 
-    def is_finished(self, trainer: pl.Trainer, name: str, after: Path | None = None) -> bool:
-        """Whether the image has its file, one that is not older than the file ``after``."""
+    def is_finished(self, trainer: pl.Trainer, name: str, after: float = 0.0) -> bool:
+        """Whether the image has its file, one that is not older than the time ``after``."""
         file = self._file(trainer, name)
-        if not file.is_file():
-            return False
-        return after is None or not after.is_file() or file.stat().st_mtime >= after.stat().st_mtime
+        return file.is_file() and file.stat().st_mtime >= after
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave out the finished images, as soon as the weights are known that they would be predicted with."""
@@ -132,8 +131,8 @@ def _unfinished(trainer: pl.Trainer, module: pl.LightningModule) -> Sequence[int
     finished: list[int] = []
     if trainer.is_global_zero and not any(writer.overwrite for writer in writers):
         for index, name in enumerate(images.split.names):
-            given = _given(module, images, index)
-            if all(writer.is_finished(trainer, name, given) for writer in writers):
+            newest = max((_time(file) for file in _given(module, images, index)), default=0.0)
+            if all(writer.is_finished(trainer, name, newest) for writer in writers):
                 finished.append(index)
     finished = trainer.strategy.broadcast(finished)
     if finished:
@@ -144,11 +143,21 @@ def _unfinished(trainer: pl.Trainer, module: pl.LightningModule) -> Sequence[int
     return [row for row in range(len(images)) if row not in done]
 
 
-def _given(module: pl.LightningModule, images: EvaluationSamples, index: int) -> Path | None:
-    """The file that the prediction for an image rests on besides weights: its points, or a map to import."""
+def _given(module: pl.LightningModule, images: EvaluationSamples, index: int) -> Iterator[Path | None]:
+    """The files that the prediction for an image rests on besides weights: it, its points and tags, a map to import."""
+    split = images.split
+    yield Path(split.images[index])
     if isinstance(module, ImportedMaps):
-        return module.source.file_of(images.split.names[index])
-    return images.split.cue_file(index) if getattr(module, "reads_points", False) else None
+        yield module.source.file_of(split.names[index])
+    if getattr(module, "reads_points", False):
+        yield split.cue_file(index)
+    if getattr(module, "reads_tags", False) or getattr(module, "use_tags", False):
+        yield split.tags_file
+
+
+def _time(file: Path | None) -> float:
+    """When a file was last changed; 0 where there is none, or where it is a member of a shard."""
+    return file.stat().st_mtime if file is not None and file.is_file() else 0.0
 
 
 def _claim(

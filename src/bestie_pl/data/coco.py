@@ -105,6 +105,7 @@ class COCODataModule(InstanceDataModule):
             names=index.names,
             images=ImageFiles(folder, index.files),
             tags=index.tags() if index.annotated else None,
+            tags_file=path,
             semantic_dir=self.semantic_dir if stage == "train" and self.semantic_source == "folder" else None,
             cues_dir=self.cues_dir,
             truth=COCOTruth(index.annotations, index.sizes, path) if index.annotations is not None else None,

@@ -137,6 +137,20 @@ def is_hidden(path: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
+def files_below(folder: Path) -> list[Path]:
+    """Files in a folder and its subfolders, sorted, without hidden ones; folders that are links are entered once."""
+    found, entered = [], set()
+    for where, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(where)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(where, name) for name in files if not name.startswith(".")]
+    return sorted(path for path in found if path.is_file())
+
+
 def require_folder(path: Path, holds: str) -> Path:
     """The path, if it is a folder or stands for shards; else FileNotFoundError. ``holds``: what is expected in it."""
     from bestie_pl.data import shards  # which is made of what is here

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from bestie_pl.data.coco import read_categories, read_index
@@ -156,6 +156,7 @@ class FolderDataModule(InstanceDataModule):
             names=packed,
             images=ImageFiles(folder, Packed(files)),
             tags=self.table.dense(rows),
+            tags_file=self.table.path,
             semantic_dir=self.semantic_dir if training and self.semantic_source == "folder" else None,
             cues_dir=self.cues_dir if points is None or mixed else None,
             truth=self._truth(split, names, optional=optional) if wanted else None,
@@ -216,6 +217,11 @@ class FolderDataModule(InstanceDataModule):
         of_points = [image_name(file) for file in points.files]
         check_unique(path, of_points)
         row_of = {name: row for row, name in enumerate(of_points)}
+        if unknown := sorted(row_of.keys() - {image_name(file) for file in self.table.files}):
+            rank_zero_warn(
+                f"{path}: {len(unknown)} of its images are not in {self.table.path}, such as {unknown[0]}, and nothing "
+                "is learnt from their points: correct the names, or list the images"
+            )
         return TablePoints(points, torch.tensor([row_of.get(name, -1) for name in names], dtype=torch.int64))
 
     def _is_mixed(self, path: Path, names: list[str], points: TablePoints | TextPoints) -> bool:

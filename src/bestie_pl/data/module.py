@@ -16,7 +16,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from bestie_pl.data.augmentation import Augmentation
-from bestie_pl.data.files import Packed, check_unique, is_hidden, require_folder
+from bestie_pl.data.files import Packed, check_unique, files_below, require_folder
 from bestie_pl.data.formats.classes import alike, check_class_names
 from bestie_pl.data.formats.images import IMAGE_SUFFIXES, ImageFiles
 from bestie_pl.data.formats.points import image_name
@@ -435,8 +435,7 @@ class InstanceDataModule(pl.LightningDataModule):
         if self.tags_only:
             raise ValueError("the images of predict_images have no tags, and cues need them; choose a split with tags")
         folder = require_folder(self.predict_images, "images to predict")
-        found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        paths = sorted(path for path in found if not is_hidden(path, folder) and not path.is_dir())
+        paths = [path for path in files_below(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
         if not paths:
             raise UserError(f"{folder}: no image in it; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
         files = [path.relative_to(folder).as_posix() for path in paths]

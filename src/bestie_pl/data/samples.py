@@ -60,6 +60,7 @@ class Split:
         names: Unique image names; semantic maps and cues are ``semantic_dir/NAME.png`` and ``cues_dir/NAME.txt``.
         images: Image paths, in the same order.
         tags: (N, C) bool, or None where they are unknown.
+        tags_file: What states them, where that is one file.
         semantic_dir: None where there is none.
         cues_dir: None where there is none.
         truth: Reader of the ground truth, None where there is none.
@@ -70,6 +71,7 @@ class Split:
     names: Packed
     images: Packed
     tags: Tensor | None = None
+    tags_file: Path | None = None
     semantic_dir: Path | None = None
     cues_dir: Path | None = None
     truth: TruthReader | None = None

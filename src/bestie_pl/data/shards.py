@@ -85,19 +85,16 @@ def is_file(path: Path) -> bool:
     return path.is_file() or _place(path) is not None
 
 
-def opened_file(path: Path) -> BinaryIO | Path:
-    """What Pillow opens: a member of a shard as a file of its own; the path itself if it is in no shard."""
+def opened_file(path: Path) -> BinaryIO:
+    """An open file, or an open member of a shard as a file of its own."""
     place = _place(path)
-    return path if place is None else io.BufferedReader(_Member(*place))
+    return path.open("rb") if place is None else io.BufferedReader(_Member(*place))
 
 
 def read_bytes(path: Path) -> bytes:
     """The content of a file, in a folder or in shards."""
-    found = opened_file(path)
-    if isinstance(found, Path):
-        return found.read_bytes()
-    with found:
-        return found.read()
+    with opened_file(path) as file:
+        return file.read()
 
 
 def _place(path: Path) -> tuple[str, int, int] | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bestie_pl.data.files import is_hidden, read_text, require_folder
+from bestie_pl.data.files import files_below, read_text, require_folder
 from bestie_pl.data.formats.images import IMAGE_SUFFIXES, find_image, image_size, open_image
 from bestie_pl.data.formats.maps import read_semantic
 from bestie_pl.data.formats.points import PointSet, image_name, read_points
@@ -24,8 +24,11 @@ from bestie_pl.ops.growing import grow_semantic
 from bestie_pl.progress import progress
 from bestie_pl.structures import IGNORE, Cues, Geometry
 
-MAP_FOLDERS = ("semantic_maps", "semantic", "Retrained_maps", "Grown_maps", "CAM_maps")
-"""Where semantic maps are looked for, the first one that has the training images' counts."""
+MAP_FOLDERS = ("semantic_maps", "semantic")
+"""Where one's own semantic maps are looked for; the first one that has those of all training images counts.
+
+Maps that an earlier stage made are none: their stages would be left out, and they grow old as the labels change.
+"""
 VAL_NAMES, TEST_NAMES = ("val", "valid", "validation"), ("test", "testing")
 SAMPLE = 24
 """Images of which objects are measured."""
@@ -113,9 +116,9 @@ def annotation_source(path: Path) -> str | None:
 def annotation_files(folder: Path) -> dict[str, list[Path]]:
     """Annotation files in a folder and below, by the program that wrote them."""
     found: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*.*")):
-        hidden = any(part in ("runs", "configs") or part.startswith(".") for part in path.relative_to(folder).parts)
-        if not hidden and (source := annotation_source(path)) is not None:
+    for path in files_below(folder):
+        own = any(part in ("runs", "configs") for part in path.relative_to(folder).parts)
+        if not own and (source := annotation_source(path)) is not None:
             found.setdefault(source, []).append(path)
     return found
 
@@ -237,12 +240,11 @@ def _rows(root: Path, table: TagTable, split: str) -> Tensor:
 
 
 def _count_images(folder: Path) -> int:
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    return sum(not is_hidden(path, folder) for path in found)
+    return sum(path.suffix.lower() in IMAGE_SUFFIXES for path in files_below(folder))
 
 
 def _path(folder: Path, file: str) -> Path:
-    return folder / file if file.lower().endswith(IMAGE_SUFFIXES) else find_image(folder, file)
+    return find_image(folder, file)
 
 
 def _size(path: Path) -> tuple[int, int]:
@@ -255,9 +257,9 @@ def _annotations(root: Path, splits: Sequence[str]) -> str | None:
     """A file that has the truth of validation or test, with ``{split}`` where it names them."""
     for path in sorted(root.glob("*.json")):
         if annotation_source(path) == "coco":
-            named = next((split for split in splits if split.removesuffix(".txt") in path.stem), None)
-            if named is not None:
-                return path.name.replace(named.removesuffix(".txt"), "{split}")
+            for name in (split.removesuffix(".txt") for split in splits):
+                if name.lower() in _words(path.stem):
+                    return re.sub(rf"(?<![a-zA-Z]){re.escape(name)}(?![a-zA-Z])", "{split}", path.name)
     return None
 
 
@@ -294,11 +296,15 @@ def _areas(yx: Tensor, classes: Tensor, path: Path, semantic: Path | None, names
             yield from [area / count / shrink**2] * count
 
 
-def split_of_file(path: Path) -> str:
-    """The split that an annotation file's name says: ``instances_val.json`` is ``val``; ``train`` if it says none.
+def split_of_file(path: Path, root: Path) -> str:
+    """The split that an annotation file's name says, or its folder's below ``root``; ``train`` if they say none.
 
-    >>> [split_of_file(Path(name)) for name in ("instances_val.json", "labels.json")]
-    ['val', 'train']
+    >>> [split_of_file(Path("my_set", name), Path("my_set")) for name in ("a_val.json", "test/_coco.json", "a.json")]
+    ['val', 'test', 'train']
     """
-    words = re.split(r"[^a-z]+", path.stem.lower())
+    words = _words(path.relative_to(root).with_suffix("").as_posix())
     return next((word for word in words if word in (*VAL_NAMES, *TEST_NAMES)), "train")
+
+
+def _words(text: str) -> list[str]:
+    return re.split(r"[^a-z]+", text.lower())

@@ -22,7 +22,7 @@ from torchvision.ops import FeaturePyramidNetwork, boxes, poolers
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from bestie_pl.models import backbone as backbones
-from bestie_pl.models.tensor_file import differences, read_file, split_content
+from bestie_pl.models.tensor_file import differences, read_file, refuse_infinite, split_content
 from bestie_pl.ops.detection import DetectionTarget, box_losses, mask_loss, nms, roi_align
 
 BUILDERS = tuple(list_models(module=architectures, include="maskrcnn_*"))
@@ -104,6 +104,11 @@ class MaskRCNNModel(nn.Module):
         else:
             network = _on_timm_backbone(num_classes, backbone, width, anchor_sizes, settings)
         network.roi_heads.__class__ = WeightedRoIHeads  # which differs in its losses alone
+        # torchvision casts anchors, boxes and targets to the type of what these return: in half precision boxes lie on
+        # a grid of several pixels, and NMS, which sets classes apart by shifting boxes, keeps duplicates
+        heads = network.roi_heads
+        for part in (network.backbone, network.rpn.head, heads.box_predictor, heads.mask_predictor):
+            part.register_forward_hook(_in_single_precision)
         self.network = network
         self.frozen_norm = frozen_norm
         if frozen_norm:
@@ -159,7 +164,7 @@ class MaskRCNNModel(nn.Module):
         Raises:
             FileNotFoundError: No such file.
             ConnectionError: The weights cannot be downloaded.
-            ValueError: Tensors are missing, of another shape or of another network.
+            ValueError: Tensors are missing, of another shape, of another network or not finite.
         """
         body = self.network.backbone.body
         if self.backbone_name not in BUILDERS:
@@ -187,7 +192,8 @@ class MaskRCNNModel(nn.Module):
 
         Raises:
             FileNotFoundError: No such file.
-            ValueError: Tensors are missing, unknown or of another shape: other classes, backbone or width.
+            ValueError: Tensors are missing, unknown or of another shape (other classes, backbone or width), or not
+                finite.
         """
         state = split_content(read_file(Path(path)), Path(path))[0]
         if all(name.startswith("network.") for name in state):
@@ -292,6 +298,15 @@ def _on_timm_backbone(
     )
 
 
+def _in_single_precision(module: nn.Module, inputs: Any, output: Any) -> Any:
+    """Forward hook: what a part returns under autocast, a tensor or tensors in lists, tuples and dictionaries."""
+    if isinstance(output, Tensor):
+        return output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
+    if isinstance(output, Mapping):
+        return OrderedDict((name, _in_single_precision(module, inputs, value)) for name, value in output.items())
+    return type(output)(_in_single_precision(module, inputs, value) for value in output)
+
+
 def _unpadded(images: Tensor, sizes: Sequence[tuple[int, int]] | None) -> list[Tensor]:
     if sizes is None:
         return list(images)
@@ -305,4 +320,5 @@ def _fill(net: nn.Module, state: Mapping[str, Tensor], origin: str, name: str) -
     found = {**({} if counters.keys() & state.keys() else counters), **state}
     if problems := differences(found, wanted, found.keys() - wanted.keys()):
         raise ValueError(f"{origin} does not fit {name!r}: {problems}. Nothing was loaded")
+    refuse_infinite(found, origin)
     net.load_state_dict(found)

@@ -109,6 +109,15 @@ def differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], unkno
     return "; ".join(f"{len(names)} tensors {what}: {_some(names)}" for what, names in kinds if names)
 
 
+def refuse_infinite(tensors: Mapping[str, Tensor], origin: Path | str) -> None:
+    """Raise ValueError if some of the tensors hold values that are not finite; names them."""
+    bad = [name for name, values in tensors.items() if values.is_floating_point() and not values.isfinite().all()]
+    if bad:
+        raise ValueError(
+            f"{origin} holds values that are not finite, in {', '.join(bad[:5])}; use an earlier checkpoint"
+        )
+
+
 def _some(names: list[str], limit: int = 8) -> str:
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest

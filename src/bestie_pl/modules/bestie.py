@@ -424,6 +424,11 @@ class BestieModule(NetworkModule):
         return self.oracle == "points"
 
     @property
+    def reads_tags(self) -> bool:
+        """Whether predictions rest on given tags."""
+        return self.oracle == "tags"
+
+    @property
     def score_notes(self) -> tuple[str, ...]:
         """What the name of every score must say, in words that follow ``test`` or ``val`` in it."""
         oracle = () if self.oracle is None else (f"oracle_{self.oracle}",)

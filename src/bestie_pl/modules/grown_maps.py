@@ -30,7 +30,7 @@ class GrownMaps(pl.LightningModule):
     """
 
     makes_semantic_maps = True
-    reads_points = True
+    reads_points = reads_tags = True
 
     def __init__(self, num_classes: int, class_names: Sequence[str] | None = None, *, band: float = BAND) -> None:
         super().__init__()

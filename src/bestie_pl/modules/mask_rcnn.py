@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +13,13 @@ from torch import Tensor
 from bestie_pl.metrics.coco import COCOInstanceAP
 from bestie_pl.metrics.voc import VOCInstanceAP
 from bestie_pl.models.mask_rcnn import ANCHOR_SIZES, BUILDERS, WIDTH, MaskRCNNModel
+from bestie_pl.models.tensor_file import read_file
 from bestie_pl.modules.base import NetworkModule, anywhere, plain, settings_of
 from bestie_pl.modules.bestie import LEGEND
+from bestie_pl.modules.large_images import refuse_large
 from bestie_pl.modules.optimization import Optimization, configure_detector
+from bestie_pl.modules.run_folders import find_checkpoint
+from bestie_pl.modules.weights import refuse_other_classes
 from bestie_pl.ops.detection import detection_targets, to_instances
 from bestie_pl.structures import Batch, Instances, Supervision
 
@@ -89,10 +94,14 @@ class MaskRCNNModule(NetworkModule):
 
     def load_first_weights(self) -> None:
         """Read a whole Mask R-CNN, or those of the backbone alone."""
-        if self.init_from is not None:
-            self.model.load_weights(self.init_from)
-        else:
+        if self.init_from is None:
             super().load_first_weights()
+            return
+        path = find_checkpoint(Path(self.init_from))
+        content = read_file(path)
+        if isinstance(content, Mapping):
+            refuse_other_classes(content, self)
+        self.model.load_weights(path)
 
     def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
         """Torchvision's detections in RGB images (B, 3, H, W) in [0, 1]; see ``MaskRCNNModel``."""
@@ -121,6 +130,7 @@ class MaskRCNNModule(NetworkModule):
     @torch.no_grad()
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Instances, ...]:
         """Scored masks of each image of the batch at its original size, best score first; they may overlap."""
+        refuse_large(batch, "MaskRCNNModule")
         found = self.model(batch.images, batch.sizes)
         return tuple(
             to_instances(detections, original) for detections, original in zip(found, batch.original_sizes, strict=True)

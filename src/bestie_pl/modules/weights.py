@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from torch import Tensor
 
 from bestie_pl.models.bestie import BestieModel
-from bestie_pl.models.tensor_file import differences, read_file
+from bestie_pl.models.tensor_file import differences, read_file, refuse_infinite
 from bestie_pl.modules.run_folders import find_checkpoint
 
 PREFIX = "model."
@@ -58,7 +58,7 @@ def load_network(model: BestieModel, path: str | Path, module: pl.LightningModul
         )
     if module is not None:
         refuse_other_classes(content, module)
-    _refuse_infinite(found, path)
+    refuse_infinite(found, path)
     model.load_state_dict(found)
 
 
@@ -96,7 +96,7 @@ def check_checkpoint(path: Path, module: pl.LightningModule, *, to_train: bool) 
             f"{path} does not fit {type(module).__name__}: {problems}; give the model that it was trained with"
             f"{f' ({kind})' if kind else ''}"
         )
-    _refuse_infinite(tensors, path)
+    refuse_infinite(tensors, path)
     if to_train and not {"loops", "optimizer_states", "lr_schedulers"} <= content.keys():
         raise ValueError(f"{path} holds weights only, no state of a training to go on with; start from it by init_from")
 
@@ -143,12 +143,6 @@ def refuse_other_classes(checkpoint: Mapping[str, Any], module: pl.LightningModu
         f"{', ...' if len(different) > 5 else ''}); give the data the checkpoint's names in their order, or take them "
         "by their numbers with --accept_class_names true"
     )
-
-
-def _refuse_infinite(tensors: Mapping[str, Tensor], path: Path) -> None:
-    bad = [name for name, values in tensors.items() if values.is_floating_point() and not values.isfinite().all()]
-    if bad:
-        raise ValueError(f"{path} holds values that are not finite, in {', '.join(bad[:5])}; use an earlier checkpoint")
 
 
 def refuse_other_network(

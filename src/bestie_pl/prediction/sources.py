@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from bestie_pl.data.files import check_unique, is_hidden
+from bestie_pl.data.files import check_unique, files_below, is_hidden
 from bestie_pl.data.formats.images import IMAGE_SUFFIXES, open_image, to_rgb
 from bestie_pl.drawing import Picture
 
@@ -66,7 +66,7 @@ def find_files(source: str | os.PathLike[str]) -> list[tuple[str, Path]]:
     """Names and paths of the image files that a path, a folder or a pattern means; see ``open_source``."""
     text, path = os.fspath(source), Path(source)
     if path.is_dir():
-        base, paths = path, sorted(p for p in path.rglob("*") if _is_image(p, path))
+        base, paths = path, [p for p in files_below(path) if _is_image(p, path)]
     elif not path.exists() and glob.has_magic(text):
         base = Path(*_before_magic(path))
         paths = sorted(p for p in map(Path, glob.glob(text, recursive=True)) if _is_image(p, base))

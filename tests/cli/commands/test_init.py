@@ -176,3 +176,41 @@ def test_names_that_yaml_would_misread(tmp_path: Path) -> None:
     root = points(tags(images(tmp_path / "a: 'set' # 1"), *ONE_CLASS))
     assert main(["init", str(root)]) == 0
     assert written(root)["instances"]["data"]["init_args"]["root"] == str(root)
+
+
+def test_the_folder_of_a_coco_file_says_its_split(tmp_path: Path) -> None:
+    root = images(tmp_path / "test")  # what lies above says nothing
+    for split, names in (("train", ["i0.png", "i1.png"]), ("valid", ["i2.png"]), ("test", ["i3.png"])):
+        (root / "labels" / split).mkdir(parents=True)
+        coco(root / "labels" / split / "_annotations.coco.json", names)
+    assert main(["init", str(root)]) == 0
+    rows = (root / "tags.csv").read_text().splitlines()[1:]
+    assert sorted(rows) == ["i0.png,nut;,train", "i1.png,nut;,train", "i2.png,nut;,valid", "i3.png,nut;,test"]
+
+
+def test_a_second_call_plans_the_same(tmp_path: Path) -> None:
+    """Maps that an earlier stage made are no labels of one's own."""
+    root = points(tags(images(tmp_path / "set"), *ONE_CLASS))
+    (root / "Grown_maps").mkdir()
+    for number in range(4):
+        Image.new("L", (96, 80), 1).save(root / "Grown_maps" / f"i{number}.png")
+    assert main(["init", str(root)]) == 0
+    assert set(written(root)) == {"maps", "semantic", "instances"}
+
+
+def test_an_annotation_file_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = images(tmp_path / "set")
+    coco(root / "points.json", ["i0.png", "i1.png"])
+    before = (root / "points.json").read_bytes()
+    assert main(["init", str(root), "--overwrite"]) == 2
+    assert "is what coco wrote, and points would take its place" in capsys.readouterr().err
+    assert (root / "points.json").read_bytes() == before and not (root / "tags.csv").exists()
+
+
+def test_names_from_a_mac_and_truth_of_another_name(tmp_path: Path) -> None:
+    root = points(tags(images(tmp_path / "set"), *ONE_CLASS[:3], "\u00e9.png,nut;,val"))
+    (root / "images/i3.png").rename(root / "images/e\u0301.png")
+    coco(root / "evaluation_old.json", ["i3.png"])
+    coco(root / "instances_val.json", ["i3.png"])
+    assert main(["init", str(root)]) == 0
+    assert written(root)["instances"]["data"]["init_args"]["annotations"] == "instances_{split}.json"

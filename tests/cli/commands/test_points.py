@@ -264,3 +264,29 @@ def test_edited_tags_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "tags.csv: exists and differs" in capsys.readouterr().err
     assert tags.read_text() == edited and not (tmp_path / "p.json").exists()
     assert cli.main([*command, "--overwrite"]) == 0 and "train" in tags.read_text()
+
+
+def test_what_it_reads_is_never_written_over(annotated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = annotated
+    file = root / "labels" / "one.json"
+    before = file.read_bytes()
+    message = refused(capsys, file, "--from", "labelme", "--output", file)
+    assert message == f"--output {file}: is what the points are read from; give another file"
+    given = (file, "--from", "labelme", "--output", root / "points.json")
+    assert f"--tags {file}: is what" in refused(capsys, *given, "--tags", file)
+    assert file.read_bytes() == before
+    assert "expected a .json file, or a folder" in refused(capsys, *given[:3], "--output", root / "points.csv")
+    points(*given[:3], "--output", root / "txt")
+    capsys.readouterr()
+    message = refused(capsys, root / "labels/empty.json", "--from", "labelme", "--output", root / "txt")
+    assert "labels/empty.json" in message or "has one.txt, of an image that" in message
+    assert (root / "txt" / "one.txt").exists()
+
+
+def test_crowds_alone_are_no_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    crowd = {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 1, "bbox": [1, 1, 5, 5]}
+    image = {"id": 1, "file_name": "a.png", "width": W, "height": H}
+    content = {"images": [image], "categories": [{"id": 1, "name": "cat"}], "annotations": [crowd]}
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    message = refused(capsys, tmp_path / "coco.json", "--from", "coco", "--output", tmp_path / "points.json")
+    assert "annotations: all 1 have iscrowd 1" in message

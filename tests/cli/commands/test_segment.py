@@ -37,7 +37,7 @@ def test_everything_that_can_be_written(trained_run: Path, photos: Path, tmp_pat
     lines = done.stdout.splitlines()
     assert [line.split(": ")[0] for line in lines[:3]] == ["photos/a.png", "photos/größe 1.png", "photos/sub/c.png"]
     assert lines[3].endswith("in 3 images, written to found/overlays, found/labels, found/tables, found/coco")
-    written = sorted(path.relative_to(tmp_path / "found").as_posix() for path in (tmp_path / "found").rglob("*.*"))
+    written = sorted(path.relative_to(tmp_path / "found").as_posix() for path in (tmp_path / "found").rglob("[!.]*.*"))
     assert written == sorted(
         f"{kind}/{name}.{end}"
         for kind, end in {"overlays": "png", "labels": "png", "tables": "csv", "coco": "json"}.items()
@@ -99,3 +99,22 @@ def test_two_images_of_one_name(trained_run: Path, photos: Path, capsys: pytest.
     (photos / "sub" / "c.png").rename(photos / "sub" / "a.png")
     assert main(["segment", str(photos / "a.png"), str(photos / "sub"), "--checkpoint", checkpoint]) == 2
     assert "listed more than once: a; image names must be unique" in capsys.readouterr().err
+
+
+def test_files_of_somebody_else_are_kept(trained_run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "labels").mkdir()
+    (photos / "labels" / "a.png").write_bytes(b"painted by hand")
+    command = ["segment", str(photos / "*.png"), "--checkpoint", str(trained_run / "checkpoints" / "last.ckpt")]
+    assert main([*command, "--out", str(photos), "--write", "overlays", "labels"]) == 2
+    assert "its folder labels has files that `segment` did not write" in capsys.readouterr().err
+    assert (photos / "labels" / "a.png").read_bytes() == b"painted by hand" and not (photos / "overlays").exists()
+
+
+def test_images_behind_a_link(trained_run: Path, photos: Path, tmp_path: Path) -> None:
+    (photos / "sub").rename(tmp_path / "elsewhere")
+    (photos / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(photos)  # a circle
+    command = ["segment", str(photos), "--checkpoint", str(trained_run / "checkpoints" / "last.ckpt")]
+    assert main([*command, "--out", str(tmp_path / "found")]) == 0
+    found = sorted(path.relative_to(tmp_path / "found/overlays") for path in (tmp_path / "found").rglob("*.png"))
+    assert [path.as_posix() for path in found] == ["a.png", "größe 1.png", "linked/c.png"]

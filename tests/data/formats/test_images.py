@@ -19,7 +19,7 @@ from PIL import Image
 from scipy import ndimage
 
 from bestie_pl.data.files import Packed, write_text
-from bestie_pl.data.formats.images import ImageFiles, find_image, open_image
+from bestie_pl.data.formats.images import ImageFiles, find_image, image_size, open_image
 from bestie_pl.data.release import MEAN_COLOR
 from bestie_pl.data.samples import collate
 from bestie_pl.data.voc import VOCDataModule
@@ -358,3 +358,18 @@ def test_maps_belong_to_the_turned_image(odd_folder: Path) -> None:
     data.setup("fit")
     with pytest.raises(ValueError, match=rf"{NAMES[1]}.png: is 1 x 50 px .* but its image is 50 x 1"):
         data.datasets["train"][1]
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16", "RGB"])
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_tiff_that_is_turned(orientation: int, compression: str | None, mode: str, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (20, 40), np.uint8)
+    stored = np.stack([values] * 3, 2) if mode == "RGB" else values.astype(np.uint16) * 257 if "16" in mode else values
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "a.tif", exif=exif, compression=compression)
+    turns = {1: 0, 3: 2, 6: 3, 8: 1}[orientation]  # counterclockwise
+    wanted = np.rot90(values, turns)
+    assert (np.asarray(open_image(tmp_path / "a.tif"))[:, :, 0] == wanted).all()
+    assert image_size(tmp_path / "a.tif") == wanted.shape

@@ -256,3 +256,14 @@ def test_relative_files(path: str, file: str) -> None:
 def test_csv_rows_tell_the_line(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('name, value\n"two\nlines",1\n\nb,2\n')
     assert list(csv_rows(tmp_path / "a.csv", ("name", "value"))) == [(3, ["two\nlines", "1"]), (5, ["b", "2"])]
+
+
+def test_a_place_counts_once(tmp_path: Path) -> None:
+    """Two points in one region would mean two objects."""
+    row = "one,10,4,dog\n"
+    (tmp_path / "points.csv").write_text(f"image,x,y,class\n{row}two,3,3,cat\n{row} one ,10,4,cat\none,10,5,dog\n")
+    with pytest.warns(UserWarning, match="1 points stand at the place of another one of their class, in one first"):
+        found = read_points(tmp_path / "points.csv")
+    assert list(found.files) == ["one", "two"]
+    assert found.yx[found.rows(0)].tolist() == [[4, 10], [4, 10], [5, 10]]
+    assert found.classes[found.rows(0)].tolist() == [1, 0, 1] and found.yx[found.rows(1)].tolist() == [[3, 3]]

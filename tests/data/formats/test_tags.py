@@ -171,3 +171,12 @@ def test_listed_and_json_forms_agree(tmp_path_factory: pytest.TempPathFactory, t
     assert content(listed) == content(plain)
     named = [{name for name, tag in zip(plain.class_names, row, strict=True) if tag} for row in content(plain)[1]]
     assert dict(zip(plain.files, named, strict=True)) == tags
+
+
+@pytest.mark.parametrize("tag", ["cat, dog", "dog,cat"])
+def test_commas_among_semicolons(tmp_path: Path, tag: str) -> None:
+    text = f'image,tags\na,cat;\nb,dog;\nc,"{tag}"\n'
+    with pytest.raises(ValueError, match=f"the tag '{tag}', where .* are tags too: separate tags by semicolons"):
+        read(tmp_path, text)
+    assert read(tmp_path, text, class_names=["cat", "dog", tag]).class_names[2] == tag
+    assert read(tmp_path, 'image,tags\na,cat;\nb,"cell, nucleus"\n').class_names == ("cat", "cell, nucleus")

@@ -310,12 +310,14 @@ def _convert(root: Path, *, overwrite: bool) -> None:
         )
     ((source, files),) = found.items()
     output = root / "points.json"
+    if output in files:
+        raise ValueError(f"{output}: is what {source} wrote, and points would take its place; give it another name")
     if output.exists() and not overwrite:
         raise ValueError(f"{output} is there already, without tags.csv; give --overwrite to make both anew")
     groups: dict[str, list[Path]] = {}
     for path in files:
         # only a COCO file is a whole split; others are an image or all images each
-        groups.setdefault(split_of_file(path) if source == "coco" else "train", []).append(path)
+        groups.setdefault(split_of_file(path, root) if source == "coco" else "train", []).append(path)
     lines = ["image,tags,split"]
     with tempfile.TemporaryDirectory() as folder:
         for split, paths in groups.items():

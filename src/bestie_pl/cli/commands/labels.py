@@ -18,6 +18,7 @@ from bestie_pl.data.formats.truth import paint_instances
 from bestie_pl.data.labels import choose, to_annotations
 from bestie_pl.data.module import InstanceDataModule
 from bestie_pl.data.samples import Split
+from bestie_pl.errors import UserError
 from bestie_pl.metrics.coco import COCOInstanceAP
 from bestie_pl.metrics.labels import LabelQuality
 from bestie_pl.metrics.voc import VOCInstanceAP
@@ -51,6 +52,11 @@ def main(args: list[str]) -> int:
         raise ValueError(f"--output must be the path of a .json file, got {output}")
     require_folder(folder, f"predicted instances NAME.json of the training images; {REMEDY}")
     content, report = _collect(data, folder, options.max_per_image)
+    if not report["labels"]:
+        raise UserError(
+            f"{folder}: none of the predictions for {report['images']} images becomes a label; lower label_threshold "
+            "or min_area, or train the first stage longer"
+        )
     write_text(output, json.dumps(content))
     write_json(output.with_suffix(".report.json"), report)
     print("\n".join([f"{output}: {report['labels']} labels of {report['images']} images", *_lines(report)]))

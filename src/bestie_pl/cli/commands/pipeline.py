@@ -164,7 +164,9 @@ def read_pipeline(path: Path, folder: str | None = None) -> list[Stage]:
 def digest(path: Path) -> str:
     """Of a file's content, or of all files in a folder with their names; of nothing, an empty text."""
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
+        from bestie_pl.data.files import files_below  # here, not above: it takes a second
+
+        files = files_below(path)
         return _hash(f"{file.relative_to(path)}\0{digest(file)}" for file in files)
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 

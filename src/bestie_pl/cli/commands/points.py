@@ -43,6 +43,7 @@ def main(args: list[str]) -> int:
         _match(marked.images, Path(options.images))
     points = marked.points(Path(options.inputs[0]), options.classes)
     output = Path(options.output)
+    _check_outputs(output, options)
     tags = None if options.tags is None else tag_csv(points, (image.tags for image in marked.images))
     if tags is not None and not options.overwrite:
         _keep_edited(Path(options.tags), tags)
@@ -59,6 +60,15 @@ def main(args: list[str]) -> int:
     for number, (name, count) in enumerate(zip(points.class_names, counts, strict=True)):
         print(f"  class {number}  {name}: {count}")
     return 0
+
+
+def _check_outputs(output: Path, options: argparse.Namespace) -> None:
+    """Raise UserError if an annotation file would be written over, or if points were to become another kind of file."""
+    for name, path in (("--output", output), ("--tags", None if options.tags is None else Path(options.tags))):
+        if path is not None and path.exists() and any(path.samefile(file) for file in options.inputs):
+            raise UserError(f"{name} {path}: is what the points are read from; give another file")
+    if output.suffix.lower() in (".csv", ".txt", ".xml") and not output.is_dir():
+        raise UserError(f"--output {output}: expected a .json file, or a folder for text files NAME.txt")
 
 
 def _keep_edited(path: Path, content: str) -> None:

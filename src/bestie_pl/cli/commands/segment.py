@@ -21,6 +21,10 @@ KINDS = {"overlays": ".png", "labels": ".png", "tables": ".csv", "coco": ".json"
 """What can be written, each into a folder of this name, and how the files end."""
 
 
+MARK = ".segment"
+"""A hidden file in each of these folders: what is in them may be written over, and is no input."""
+
+
 def main(args: list[str]) -> int:
     """Find the objects in the images that the command line names, and write what it asks for.
 
@@ -31,7 +35,7 @@ def main(args: list[str]) -> int:
     options = _parser().parse_args(args)
     if not 0 <= options.min_score <= 1:
         raise UserError(f"--min_score {options.min_score:g}; expected a number from 0 to 1")
-    written = [Path(options.out, kind).resolve() for kind in KINDS]
+    written = [folder.resolve() for kind in KINDS if (folder := Path(options.out, kind)) and (folder / MARK).exists()]
     files = [named for source in options.sources for named in _find(source, written)]
     check_unique(Path(options.out), [name for name, _ in files])
     predictor = BestiePredictor.load(
@@ -43,7 +47,7 @@ def main(args: list[str]) -> int:
     )
     out, kinds = Path(options.out), list(dict.fromkeys(options.write))
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        _claim([out / kind for kind in kinds])
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}; give a folder that can be written") from error
     found = 0
@@ -57,6 +61,19 @@ def main(args: list[str]) -> int:
         found += len(result)
     print(f"{found} instances in {len(files)} images, written to " + ", ".join(f"{out / kind}" for kind in kinds))
     return 0
+
+
+def _claim(folders: Sequence[Path]) -> None:
+    """Make and mark the folders that are written to; refuse one with files of somebody else's, before any is made."""
+    for folder in folders:
+        if folder.is_dir() and not (folder / MARK).exists() and any(folder.iterdir()):
+            raise UserError(
+                f"--out {folder.parent}: its folder {folder.name} has files that `segment` did not write; "
+                "give another folder"
+            )
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MARK).touch()
 
 
 def _find(source: str, written: Sequence[Path]) -> list[tuple[str, Path]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bestie_pl.data.files import is_hidden, require_folder
+from bestie_pl.data.files import files_below, require_folder
 from bestie_pl.data.formats.images import IMAGE_SUFFIXES
 from bestie_pl.data.shards import write_shards
 from bestie_pl.errors import UserError
@@ -26,8 +26,8 @@ def main(args: list[str]) -> int:
         raise UserError(f"--megabytes must be 1 or more, got {options.megabytes}")
     if found := sorted(out.glob("*.tar")):
         raise UserError(f"{found[0]} is there already; remove the shards, or give another folder as --out")
-    paths = (path for path in images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    files = sorted(path.relative_to(images).as_posix() for path in paths if not is_hidden(path, images))
+    paths = (path for path in files_below(images) if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = [path.relative_to(images).as_posix() for path in paths]
     if not files:
         raise UserError(f"{images}: no image in it; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
     shards = 0

@@ -55,6 +55,11 @@ def read_coco(path: Path) -> Marked:
         else:
             where = f"{image.where}, {where}"
             image.objects.append(Object(name, _coco_spot(annotation, image.size, where), where))
+    if content.get("annotations") and not any(image.objects for image in images.values()):
+        count = len(content["annotations"])
+        raise UserError(
+            f"{path}: annotations: all {count} have iscrowd 1, and a crowd is no object; set it to 0 for single objects"
+        )
     return Marked(list(images.values()), tuple(names[number] for number in sorted(names)))
 
 

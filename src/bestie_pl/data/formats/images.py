@@ -24,6 +24,7 @@ MOST_PIXELS = 178_956_970
 DARK = 64
 """A picture of 16 bits without a grey level above this, of 255, holds the values of a camera of fewer bits."""
 
+IMAGE_WIDTH, IMAGE_LENGTH = 256, 257
 BITS_PER_SAMPLE, SAMPLES_PER_PIXEL, PLANAR_CONFIGURATION = 258, 277, 284  # TIFF's tags
 BAND_AFTER_BAND = 2
 ORIENTATION = 0x0112
@@ -35,10 +36,10 @@ class ImageFiles(Packed):
 
     def __init__(self, folder: Path, names: Packed) -> None:
         self._ends, self._bytes = names._ends, names._bytes
-        self._folder = folder
+        self.folder = folder
 
     def _found(self, code: bytes) -> str:
-        return str(find_image(self._folder, super()._found(code)))
+        return str(find_image(self.folder, super()._found(code)))
 
 
 def find_image(folder: Path, name: str) -> Path:
@@ -142,7 +143,8 @@ def opened(path: Path) -> Iterator[Image.Image]:
     if not is_file(path):
         raise FileNotFoundError(f"no such image: {path}; restore it or take it out of the list")
     try:
-        with Image.open(opened_file(path), formats=FORMATS) as image:
+        # not by its path: Pillow 13 maps a TIFF that is turned into memory with its sides exchanged
+        with opened_file(path) as file, Image.open(file, formats=FORMATS) as image:
             tags = getattr(image, "tag_v2", {})
             if tags.get(PLANAR_CONFIGURATION) == BAND_AFTER_BAND and max(tags.get(BITS_PER_SAMPLE, (8,))) > 8:
                 # Pillow 13 takes its bytes for values of 8 bits
@@ -167,7 +169,10 @@ def image_size(path: Path) -> tuple[int, int]:
         UserError: Not an image.
     """
     with opened(path) as image:
-        turned = image.getexif().get(ORIENTATION, 1) >= 5
+        tags = getattr(image, "tag_v2", {})
+        stored = (tags.get(IMAGE_WIDTH, image.width), tags.get(IMAGE_LENGTH, image.height))
+        # of a TIFF some versions of Pillow state the size as turned already
+        turned = image.getexif().get(ORIENTATION, 1) >= 5 and image.size == stored
         return (image.width, image.height) if turned else (image.height, image.width)
 
 

@@ -35,6 +35,7 @@ import json
 import math
 import posixpath
 import unicodedata
+import warnings
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -117,6 +119,9 @@ class PointSet:
         table = torch.tensor([number_of.get(name, -1) for name in self.class_names], dtype=torch.int32)
         classes = table[self.classes.long()] if len(table) else self.classes
         return PointSet(self.path, tuple(class_names), self.files, self.sizes, self.ends, self.yx, classes, self.scores)
+
+
+Column = npt.NDArray[Any]
 
 
 class PointSetBuilder:
@@ -207,8 +212,8 @@ class PointSetBuilder:
         # asarray copies nothing and frombuffer refuses an empty buffer
         image, classes = np.asarray(self._image), np.asarray(self._classes)
         values = np.asarray(self._values).reshape(-1, 3).astype(np.float32)
-        rank = np.argsort(image, kind="stable")
-        ends = np.cumsum(np.bincount(image, minlength=len(self._rows)))
+        rank = self._once(image, classes, values)
+        ends = np.cumsum(np.bincount(image[rank], minlength=len(self._rows)))
         return PointSet(
             self.path,
             tuple(names[k] for k in order),
@@ -219,6 +224,26 @@ class PointSetBuilder:
             torch.from_numpy(numbers[classes[rank]]),
             torch.from_numpy(values[rank, 2]),
         )
+
+    def _once(self, image: Column, classes: Column, values: Column) -> Column:
+        """Order of the points by image, without those at the place of another one of their class.
+
+        Two points in one region would mean two objects, of which none gets a label.
+        """
+        rank = np.lexsort((np.arange(len(image)), values[:, 1], values[:, 0], classes, image))
+        table = np.column_stack([image, classes, values[:, 0], values[:, 1]])[rank]
+        again = np.zeros(len(rank), bool)
+        again[1:] = (table[1:] == table[:-1]).all(1)
+        if again.any():
+            file = next(name for row, name in enumerate(self._rows) if row == image[rank[again][0]])
+            warnings.warn(
+                f"{self.path}: {again.sum()} points stand at the place of another one of their class, in {file} first; "
+                "each place counts once",
+                stacklevel=2,
+            )
+        kept = np.sort(rank[~again])
+        order: Column = kept[np.argsort(image[kept], kind="stable")]
+        return order
 
     def _explain(self, where: str, x: object, y: object, confidence: object, size: tuple[int, int]) -> None:
         for name, value, limit in (("x", x, size[1]), ("y", y, size[0])):
@@ -307,7 +332,7 @@ def _read_csv(path: Path) -> PointSet:
     builder, before, row = PointSetBuilder(path), None, -1
     file = str(path)  # once: there may be millions of lines
     for line, fields in csv_rows(path, HEADER, optional=1):
-        image, x, y, name, confidence = (*fields, "1")[:5]
+        image, x, y, name, confidence = (field.strip() for field in (*fields, "1")[:5])
         where = f"{file}: line {line}"
         if image != before:  # mostly an image's points stand together
             before, row = image, builder.image(image, where=where, again=True)
@@ -383,6 +408,11 @@ def write_release(points: PointSet, folder: Path) -> None:
         twice = next(name for n, name in enumerate(names) if name in names[:n])
         raise UserError(
             f"{points.path}: two images are named {twice}, but for their suffix; rename one, or write JSON instead"
+        )
+    if others := sorted({path.name for path in folder.glob("*.txt")} - {f"{name}.txt" for name in names}):
+        raise UserError(
+            f"{folder}: has {others[0]}, of an image that {points.path} does not have, and its class numbers may mean "
+            "other classes; give another folder as --output, or remove it"
         )
     for n, name in enumerate(names):
         rows = points.rows(n)

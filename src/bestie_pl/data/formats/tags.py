@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -112,8 +113,8 @@ def read_tags(path: Path, class_names: Sequence[str] | None = None, ignored_colu
         split.append(split_of.setdefault(part, len(split_of)) if part else -1)
         if len(split_of) > MOST_SPLITS:
             raise UserError(f"{path}: {where}: more than {MOST_SPLITS} splits; is the column `split` another one's?")
-    if records.unparted and class_names is None:
-        _check_parted(path, number_of)
+    if class_names is None:
+        _check_parted(path, number_of, records.missed)
     if not files or not number_of:
         raise UserError(f"{path}: holds no {'tag' if files else 'image'}; expected {TAGS}")
     check_unique(path, [image_name(file) for file in files])
@@ -135,12 +136,12 @@ def read_tags(path: Path, class_names: Sequence[str] | None = None, ignored_colu
 class _Records:
     """``rows``: where it stands, file, tags and split of each image; ``columns``: the classes of a table of 0 and 1.
 
-    ``unparted``: each row has a single tag, as there is no mark between tags.
+    ``missed``: marks that may stand between tags, and part none, as another mark does, or none.
     """
 
     rows: Iterable[tuple[str, str, Sequence[str], str]]
     columns: Sequence[str] | None = None
-    unparted: bool = False
+    missed: str = ""
 
 
 def _json_records(path: Path) -> _Records:
@@ -203,14 +204,15 @@ def _csv_records(path: Path, ignored_columns: Sequence[str]) -> _Records:
                 tags = [name for name, k in zip(others, columns, strict=True) if _flag(row[k], path, where, name)]
             yield where, row[image].strip(), tags, row[split].strip() if split is not None else ""
 
-    return _Records(rows(), None if single else others, unparted=single and separator is None)
+    missed = {None: " ", ",": "", ";": ","}[separator]
+    return _Records(rows(), None if single else others, missed if single else "")
 
 
-def _check_parted(path: Path, names: Iterable[str]) -> None:
-    """Raise UserError if a class is called by the names of others, as if a blank stood between them."""
+def _check_parted(path: Path, names: Iterable[str], marks: str) -> None:
+    """Raise UserError if a class is called by the names of others, with one of the marks between them."""
     known = set(names)
-    for name in known:
-        words = name.split()
+    for name, mark in itertools.product(known, marks):
+        words = [word.strip() for word in name.split(mark) if word.strip()]
         if len(words) > 1 and known.issuperset(words):
             raise UserError(
                 f"{path}: the tag {name!r}, where {' and '.join(words)} are tags too: separate tags by semicolons "
