@@ -193,3 +193,26 @@ def test_colors_change_moderately_and_stay_in_range():
     assert (difference > 0.001).all() and difference.mean() < 0.2
     one = change_colors(images[3:4], augment.draw_colors(16, torch.Generator().manual_seed(0))[3:4])
     assert torch.allclose(one, changed[3:4], atol=1e-6)  # no image depends on its neighbours
+
+
+@given(st.integers(0, 2**31), st.sampled_from([(20, 20), (31, 17)]), st.sampled_from([24, 40]))
+@settings(max_examples=60, deadline=None)
+def test_cues_on_an_image_stay_on_it(seed: int, size: tuple[int, int], crop: int) -> None:
+    """Also those at its border, whose nearest pixel of the crop may show the outside."""
+    height, width = size
+    y, x = (torch.tensor([0.0, side - 1, side // 2]) for side in size)
+    yx = torch.cartesian_prod(y, x)
+    cues = Cues(torch.zeros(9, dtype=torch.int64), yx, torch.zeros(9, dtype=torch.int64), torch.ones(9))
+    batch = Batch(
+        images=torch.zeros(1, 3, height, width, dtype=torch.uint8),
+        tags=torch.ones(1, 1, dtype=torch.bool),
+        cues=cues,
+        names=("a",),
+        sizes=(size,),
+        original_sizes=(size,),
+        semantic=torch.ones(1, height, width, dtype=torch.uint8),
+    )
+    moved = Augmentation(crop, (0.4, 1.3), True, 0.0)(batch, torch.Generator().manual_seed(seed))
+    assert moved.semantic is not None
+    row, column = moved.cues.yx.round().long().unbind(1)
+    assert (moved.semantic[0, row, column] == 1).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,6 +22,9 @@ BRIGHTNESS = 0.2
 CONTRAST = 0.3
 SATURATION = 0.3
 HUE = 0.05
+
+TOUCH = 1e-3
+"""Pixels of the crop: what lies closer to an image's border than this is taken for outside."""
 
 
 @dataclass(frozen=True)
@@ -112,19 +116,27 @@ def warp_batch(batch: Batch, matrix: Tensor, crop_size: int) -> Batch:
         batch,
         images=images.clamp(0, 1),
         semantic=semantic,
-        cues=move_cues(batch.cues, matrix, crop_size),
+        cues=move_cues(batch.cues, matrix, crop_size, batch.sizes),
         truth=_warp_instances(batch.truth, matrix, crop),
         predicted=_warp_instances(batch.predicted, matrix, crop),
         sizes=(crop,) * len(batch),
     )
 
 
-def move_cues(cues: Cues, matrix: Tensor, crop_size: int) -> Cues:
-    """Cues in pixels of the crop, without those whose nearest pixel lies outside of it."""
+def move_cues(cues: Cues, matrix: Tensor, crop_size: int, sizes: Sequence[tuple[int, int]]) -> Cues:
+    """Cues in pixels of the crop, without those whose nearest pixel lies outside of it.
+
+    Cues at the border of their image, of ``sizes`` (H, W), stay on it: the nearest pixel of the crop may show the
+    outside, and they are moved to the one beside it then.
+    """
     whole = convert_affinematrix_to_homography(matrix)[cues.image]
-    yx = transform_points(whole, cues.yx.flip(1)[:, None])[:, 0].flip(1)
-    moved = replace(cues, yx=yx)
-    return moved.select(((yx > -0.5) & (yx < crop_size - 0.5)).all(1))
+    ends = torch.tensor(sizes, dtype=matrix.dtype).flip(1) - 0.5
+    corners = ends.to(matrix.device, non_blocking=True)[cues.image]
+    points = torch.stack([cues.yx.flip(1), torch.full_like(corners, -0.5), corners], 1)
+    yx, one, other = transform_points(whole, points).flip(2).unbind(1)
+    first, last = (torch.minimum(one, other) + TOUCH).ceil(), (torch.maximum(one, other) - TOUCH).ceil() - 1
+    moved = replace(cues, yx=yx.maximum(first).minimum(last))
+    return moved.select(((moved.yx > -0.5) & (moved.yx < crop_size - 0.5)).all(1))
 
 
 def change_colors(images: Tensor, factors: Tensor) -> Tensor:
