@@ -32,24 +32,30 @@ CLASSIFIERS = {
     ),
 }
 """Whose cues are compared; alpha rises over the first half of the training. The first is that of
-configs/voc_small/classifier.yaml, which goes on."""
+configs/voc_small/classifier.yaml, which goes on, here with three scales as the others."""
+SCALES = "--model.init_args.scales=[0.5, 1.0, 1.5]"
 
 ON_VAL = ("--data.init_args.predict_split=val_instances", "--data.init_args.label_quality=true")
-
-CUES_AND_MAPS: tuple[str, ...] = ("--trainer.callbacks=CueWriter", ANEW, "--trainer.callbacks+=SemanticMapWriter", ANEW)
-CUES_AND_MAPS += ("--trainer.callbacks.output_dir=CAM_maps",)
-RETRAINED_MAPS: tuple[str, ...] = (
-    "--trainer.callbacks=SemanticMapWriter",
-    ANEW,
-    "--trainer.callbacks.output_dir=Retrained_maps",
-)
-RETRAINED_MAPS += ("--trainer.callbacks.earlier_dir=CAM_maps",)
-"""The writers of the configurations."""
-
+CUES_AND_MAPS = ("--trainer.callbacks=CueWriter", ANEW, "--trainer.callbacks+=SemanticMapWriter", ANEW)
+WIDE = ("--trainer.callbacks.wide=true", "--trainer.callbacks.iterations=60")
+"""Refinement of the classifier's maps, as in its configuration."""
+OTSU = "--trainer.callbacks.background=otsu"
+BAND = (OTSU, "--trainer.callbacks.band=0.05")
 DECIDED = "--trainer.callbacks.band=0"
-
-WAY = ("classifier", "cues_train", "semantic", "maps_train", "tags")
-"""The stages from tags to a trained network; all others measure or compare."""
+MAPS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "CAM": (
+        "classifier",
+        "classifier",
+        ("--model.init_args.affinity=false", "--trainer.callbacks.iterations=0", OTSU),
+    ),
+    "spread by affinity, wide PAMR": ("classifier", "classifier", (*WIDE, OTSU)),
+    "retrained": ("semantic", "semantic", ("--model.init_args.refine=null",)),
+    "retrained, PAMR": ("semantic", "semantic", ()),
+    "retrained twice, PAMR": ("semantic", "semantic2", ()),
+}
+"""What is compared: configuration, stage and options."""
+WAY = ("classifier", "cues_train", "semantic", "maps_train", "semantic2", "maps2_train", "tags")
+"""The stages from tags to a trained network; all others measure."""
 BORDER = 20
 """Pixels; activation maps are weak there."""
 MANY = 100
@@ -68,38 +74,47 @@ def main() -> None:
     classify(chain)
     make_maps(chain)
     learn_instances(chain)
+    compare_maps(chain)
     compare_classifiers(chain)
 
 
 def classify(chain: Chain) -> None:
-    """The classifier, and the cues and maps that it makes of the training images."""
+    """The classifier, the cues and maps that it makes of the training images, and its cues of validation images."""
     chain.run("classifier", "classifier", "fit")
     tags = chain.run("classifier_test", "classifier", "test", reads="classifier", report="scores_test")
-    cues = chain.run("cues_train", "classifier", "predict", CUES_AND_MAPS, "classifier", "cue_report")
+    written = [*CUES_AND_MAPS, "--trainer.callbacks.output_dir=CAM_maps", *WIDE, *BAND]
+    cues = chain.run("cues_train", "classifier", "predict", written, "classifier", "cue_report")
+    writer = ["--trainer.callbacks=CueWriter", f"--trainer.callbacks.output_dir={chain.folder / 'cues_val/cues'}"]
+    chain.run("cues_val", "classifier", "predict", [*ON_VAL, *writer], "classifier")
     chain.write("classifier", {"scores": tags["scores"], "cues_of_training_images": cues})
 
 
 def make_maps(chain: Chain) -> None:
-    """The semantic round, and how good the maps of each stage are on validation images whose tags are given.
-
-    For this comparison every pixel is decided, by the threshold in the middle of the band.
-    """
+    """Two semantic rounds."""
     chain.run("semantic", "semantic", "fit")
-    chain.run("maps_train", "semantic", "predict", RETRAINED_MAPS, "semantic", "semantic_maps")
+    chain.run("maps_train", "semantic", "predict", retrained("Retrained_maps", "CAM_maps"), "semantic")
+    start = ["--data.init_args.semantic_dir=Retrained_maps"]
+    given = [*start, f"--model.init_args.init_from={chain.folder / 'semantic/checkpoints/last.ckpt'}"]
+    chain.run("semantic2", "semantic", "fit", given)
+    written = [*start, *retrained("Retrained2_maps", "Retrained_maps")]
+    chain.run("maps2_train", "semantic", "predict", written, "semantic2")
+
+
+def retrained(made: str, earlier: str) -> list[str]:
+    """The writer of a semantic round's maps."""
+    writer = ["--trainer.callbacks=SemanticMapWriter", ANEW, f"--trainer.callbacks.output_dir={made}"]
+    return [*writer, f"--trainer.callbacks.earlier_dir={earlier}"]
+
+
+def compare_maps(chain: Chain) -> None:
+    """How good the maps of each stage are on validation images whose tags are given; every pixel is decided."""
     rows = []
-    for name, stage, options in (
-        ("CAM", "classifier", ["--trainer.callbacks.iterations=0", DECIDED]),
-        ("CAM, PAMR", "classifier", [DECIDED]),
-        ("retrained", "semantic", ["--model.init_args.refine=null"]),
-        ("retrained, PAMR", "semantic", []),
-    ):
-        folder = f"val_{name.replace(', ', '_')}"
-        writer = [
-            "--trainer.callbacks=SemanticMapWriter",
-            f"--trainer.callbacks.output_dir={chain.folder / folder / 'maps'}",
-        ]
-        given = [*ON_VAL, *writer, *options]
-        report = chain.run(folder, stage, "predict", given, stage, "semantic_maps")
+    for name, (config, stage, options) in MAPS.items():
+        folder = f"val_{name.replace(', ', '_').replace(' ', '_')}"
+        writer = ["--trainer.callbacks=SemanticMapWriter"]
+        writer += [f"--trainer.callbacks.output_dir={chain.folder / folder / 'maps'}"]
+        given = [*ON_VAL, *writer, *options, *([DECIDED] if stage == "classifier" else [])]
+        report = chain.run(folder, config, "predict", given, stage, "semantic_maps")
         found = found_by_place(chain.folder / folder / "maps", chain.root / "SegmentationClass")
         rows.append({"name": name, "miou": report["miou"], "iou": report["iou"], "object_pixels_found": found})
     chain.write("semantic_maps", {"split": "val_instances, tags given", "rows": rows})
@@ -107,13 +122,13 @@ def make_maps(chain: Chain) -> None:
 
 def learn_instances(chain: Chain) -> None:
     """The method on these maps and cues, scored without tags."""
-    start = [f"--model.init_args.init_from={chain.folder / 'semantic/checkpoints/last.ckpt'}"]
+    start = [f"--model.init_args.init_from={chain.folder / 'semantic2/checkpoints/last.ckpt'}"]
     start += ["--trainer.callbacks+=PictureWriter", "--trainer.callbacks.count=6"]
     chain.run("tags", "tags", "fit", start)
     counts = images_of_classes(chain.root)
     rows = []
-    for name, refine in (("plain", "null"), ("refined at test", "pamr")):
-        given = [*start, f"--model.init_args.inference.refine={refine}"]
+    for name, options in (("plain", []), ("refined at test", ["--model.init_args.inference.refine=pamr"])):
+        given = [*start, *options]
         report = chain.run(f"tags_test_{name.split()[0]}", "tags", "test", given, "tags", "scores_test")
         rows.append({"name": name} | instance_scores(report["scores"], counts))
     chain.write("instances", {"split": "val_instances", "seconds": chain.seconds(), "rows": rows})
@@ -123,20 +138,23 @@ def learn_instances(chain: Chain) -> None:
 
 def compare_classifiers(chain: Chain) -> None:
     """Cues with and without peak attention, of two poolings, in figures and as pictures."""
+    tag_map = chain.run("classifier_test", "classifier", "test", reads="classifier", report="scores_test")["scores"]
+    own = chain.run("cues_val", "classifier", "predict", reads="classifier", report="cue_report")
+    rows: list[dict[str, Any]] = [{"name": "nGWP, alpha 0, two scales", "tag_map": tag_map["test/map"]} | own]
     checkpoints: list[str] = []
-    rows: list[dict[str, Any]] = []
     for name, options in CLASSIFIERS.items():
         stage = "classifier_" + name.replace(", ", "_").replace(" ", "_") if checkpoints else "classifier"
         chain.run(stage, "classifier", "fit", options)
         checkpoints.append(str(chain.folder / stage / "checkpoints/last.ckpt"))
         tags = chain.run(f"{stage}_test", "classifier", "test", options, stage, "scores_test")
         writer = ["--trainer.callbacks=CueWriter", f"--trainer.callbacks.output_dir={chain.folder / stage / 'cues'}"]
-        cues = chain.run(f"{stage}_cues", "classifier", "predict", [*ON_VAL, *options, *writer], stage, "cue_report")
+        given = [*ON_VAL, *options, SCALES, *writer]
+        cues = chain.run(f"{stage}_cues", "classifier", "predict", given, stage, "cue_report")
         rows.append({"name": name, "tag_map": tags["scores"]["test/map"]} | cues)
         chain.write("cues", {"split": "val_instances, tags given", "rows": rows})
-    given = ["--config", "configs/voc_small/classifier.yaml", f"--data.init_args.root={chain.root}", "--split", "val"]
-    given += ["--checkpoints", *checkpoints, "--labels", *CLASSIFIERS, "--images", "6", "--cue_threshold", "0.7"]
-    command("sheet", *given, "--output", str(chain.results / "activation_maps.png"))
+    line = ["--config", "configs/voc_small/classifier.yaml", f"--data.init_args.root={chain.root}", "--split", "val"]
+    line += ["--checkpoints", *checkpoints, "--labels", *CLASSIFIERS, "--images", "6", "--cue_threshold", "0.7", SCALES]
+    command("sheet", *line, "--output", str(chain.results / "activation_maps.png"))
 
 
 class Chain:
