@@ -59,3 +59,23 @@ def test_labels_then_a_detector_that_learns_them(supervision: str, shapes_folder
     scores = json.loads((tmp_path / "scores_test.json").read_text())
     assert scores["supervision"] == supervision and scores["ground_truth_used"] == []
     assert "test/map50" in scores["scores"]
+
+
+def test_predictions_of_which_none_becomes_a_label(
+    shapes_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A detector would learn from them that nothing is an object."""
+    predict_the_truth(shapes_folder, tmp_path / "predictions")
+    for file in (tmp_path / "predictions").glob("*.json"):
+        file.write_text("[]")
+    line = ["labels", "--config", "configs/shapes/tags.yaml", f"--data.init_args.root={shapes_folder}"]
+    line += [
+        "--data.init_args.clutter=1",
+        "--data.init_args.generator_seed=0",
+        "--data.init_args.semantic_dir=WSSS_maps",
+    ]
+    line += [f"--data.init_args.{name}={size}" for name, size in SIZES.items()]
+    line += ["--predictions", str(tmp_path / "predictions"), "--output", str(tmp_path / "labels.json")]
+    assert main(line) == 2
+    assert "none of the predictions for 16 images becomes a label" in capsys.readouterr().err
+    assert not (tmp_path / "labels.json").exists()

@@ -550,3 +550,14 @@ def test_points_of_the_nuclei_are_those_of_the_set(real_data: Path, tmp_path: Pa
     assert cli.main(["points", annotations, "--from", "coco", "--output", str(tmp_path)]) == 0
     for path in sorted(tmp_path.glob("*.txt")):
         assert path.read_text() == (data / "points" / path.name).read_text()
+
+
+def test_points_of_images_that_nobody_lists_are_told(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (32, 32)).save(tmp_path / "images" / f"{name}.png")
+    (tmp_path / "tags.csv").write_text("image,tags,split\na.png,cat;,train\nb.png,cat;,train\n")
+    (tmp_path / "points.csv").write_text("image,x,y,class\na.png,3,4,cat\nbb.png,3,4,cat\n")
+    data = FolderDataModule(str(tmp_path), supervision="points", points="points.csv", semantic_dir="maps")
+    with pytest.warns(UserWarning, match="1 of its images are not in .*tags.csv, such as bb, and nothing is learnt"):
+        data.open_split("train")

@@ -310,3 +310,16 @@ def test_empty_fields_and_verdicts_without_a_number_are_fine(ran: list[list[str]
     stage.folder.mkdir(parents=True)
     (stage.folder / "scores.json").write_text('{"none": null}')
     assert pipeline._verdict(stage) == {}
+
+
+def test_an_input_behind_a_link_counts(ran: list[list[str]], tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "a.txt").write_text("one")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "2024").symlink_to(tmp_path / "disk")
+    path = write(tmp_path, first={"inputs": [str(tmp_path / "images")]})
+    assert main(["pipeline", "--config", str(path)]) == 0
+    verbs(ran)
+    (tmp_path / "disk" / "a.txt").write_text("two")
+    assert main(["pipeline", "--config", str(path)]) == 0
+    assert verbs(ran)[:2] == ["fit", "predict"]

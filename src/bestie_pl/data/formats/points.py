@@ -67,6 +67,7 @@ HEADER = ("image", "x", "y", "class", "confidence")
 IMAGE_FIELDS = {"file", "width", "height", "points"}
 POINT_FIELDS = {"x", "y", "class", "confidence"}
 NUMBERS = (int, float)
+Column = npt.NDArray[Any]
 REPORTED = 20
 """How many findings one error message lists."""
 
@@ -119,9 +120,6 @@ class PointSet:
         table = torch.tensor([number_of.get(name, -1) for name in self.class_names], dtype=torch.int32)
         classes = table[self.classes.long()] if len(table) else self.classes
         return PointSet(self.path, tuple(class_names), self.files, self.sizes, self.ends, self.yx, classes, self.scores)
-
-
-Column = npt.NDArray[Any]
 
 
 class PointSetBuilder:
@@ -409,7 +407,8 @@ def write_release(points: PointSet, folder: Path) -> None:
         raise UserError(
             f"{points.path}: two images are named {twice}, but for their suffix; rename one, or write JSON instead"
         )
-    if others := sorted({path.name for path in folder.glob("*.txt")} - {f"{name}.txt" for name in names}):
+    there = (path.relative_to(folder).as_posix() for path in folder.rglob("*.txt"))
+    if others := sorted(set(there) - {f"{name}.txt" for name in names}):
         raise UserError(
             f"{folder}: has {others[0]}, of an image that {points.path} does not have, and its class numbers may mean "
             "other classes; give another folder as --output, or remove it"
