@@ -21,6 +21,11 @@ from bestie_pl.callbacks.provenance import FILE
 from bestie_pl.data.coco import COCODataModule
 from bestie_pl.data.folder import FolderDataModule
 from bestie_pl.data.shapes import ShapesDataModule
+from bestie_pl.modules.bestie import BestieModule
+from bestie_pl.modules.grown_maps import GrownMaps
+from bestie_pl.modules.imported_maps import ImportedMaps
+from bestie_pl.modules.peak_attention import PeakAttentionModule
+from bestie_pl.modules.semantic import SemanticModule
 from bestie_pl.structures import Batch, Instances
 
 
@@ -177,3 +182,13 @@ def test_files_of_other_images_whose_making_is_unknown(tmp_path: Path) -> None:
 def picture(path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     Image.new("RGB", (32, 32)).save(path)
+
+
+def test_what_rests_on_tags() -> None:
+    small: dict[str, Any] = {"backbone": "mobilenetv3_small_100", "backbone_weights": None}
+    assert PeakAttentionModule(2, **small, width=16).reads_tags
+    assert GrownMaps(2).reads_tags and ImportedMaps(2, folder="maps").reads_tags
+    assert not ImportedMaps(2, folder="maps", use_tags=False).reads_tags
+    for yes in (True, False):
+        assert SemanticModule(2, **small, decoder="pyramid", use_tags=yes).reads_tags is yes
+        assert BestieModule(2, **small, decoder="pyramid", oracle="tags" if yes else None).reads_tags is yes

@@ -151,7 +151,7 @@ def _given(module: pl.LightningModule, images: EvaluationSamples, index: int) ->
         yield module.source.file_of(split.names[index])
     if getattr(module, "reads_points", False):
         yield split.cue_file(index)
-    if getattr(module, "reads_tags", False) or getattr(module, "use_tags", False):
+    if getattr(module, "reads_tags", False):
         yield split.tags_file
 
 

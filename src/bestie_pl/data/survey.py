@@ -257,9 +257,10 @@ def _annotations(root: Path, splits: Sequence[str]) -> str | None:
     """A file that has the truth of validation or test, with ``{split}`` where it names them."""
     for path in sorted(root.glob("*.json")):
         if annotation_source(path) == "coco":
-            for name in (split.removesuffix(".txt") for split in splits):
-                if name.lower() in _words(path.stem):
-                    return re.sub(rf"(?<![a-zA-Z]){re.escape(name)}(?![a-zA-Z])", "{split}", path.name)
+            for split in splits:  # evaluation.json is not that of the split val
+                name = rf"(?<![a-zA-Z]){re.escape(split.removesuffix('.txt'))}(?![a-zA-Z])"
+                if re.search(name, path.stem):
+                    return re.sub(name, "{split}", path.name)
     return None
 
 
@@ -302,9 +303,5 @@ def split_of_file(path: Path, root: Path) -> str:
     >>> [split_of_file(Path("my_set", name), Path("my_set")) for name in ("a_val.json", "test/_coco.json", "a.json")]
     ['val', 'test', 'train']
     """
-    words = _words(path.relative_to(root).with_suffix("").as_posix())
+    words = re.split(r"[^a-z]+", path.relative_to(root).with_suffix("").as_posix().lower())
     return next((word for word in words if word in (*VAL_NAMES, *TEST_NAMES)), "train")
-
-
-def _words(text: str) -> list[str]:
-    return re.split(r"[^a-z]+", text.lower())

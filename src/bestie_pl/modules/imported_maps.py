@@ -82,6 +82,11 @@ class ImportedMaps(pl.LightningModule):
             raise ValueError("ImportedMaps has nothing to train or to score: use `bestie-pl predict`")
         require_folder(self.source.folder, "semantic maps or scores NAME.png or NAME.npy to import")
 
+    @property
+    def reads_tags(self) -> bool:
+        """Whether the maps rest on given tags."""
+        return self.use_tags
+
     @torch.no_grad()
     def predict_step(self, batch: Batch, batch_idx: int) -> SemanticPrediction:
         """Read, check and clean the maps of a batch; on the CPU."""

@@ -72,6 +72,7 @@ class PeakAttentionModule(NetworkModule):
     """
 
     model: PeakAttentionModel
+    reads_tags = True
     network_settings = ("num_classes", "backbone", "strides", "pam_layers", "width", "pooling")
     pos_weight: Tensor | None
     supervision = "tags"

@@ -143,6 +143,11 @@ class SemanticModule(NetworkModule):
 
     # ---------------------------------------------------------------- inference and evaluation
 
+    @property
+    def reads_tags(self) -> bool:
+        """Whether the maps rest on given tags."""
+        return self.use_tags
+
     @torch.no_grad()
     def predict_step(self, batch: Batch, batch_idx: int) -> SemanticPrediction:
         """Maps of a batch at the original sizes, with tags, mirror image, scales and refinement as configured."""

@@ -35,7 +35,8 @@ def main(args: list[str]) -> int:
     options = _parser().parse_args(args)
     if not 0 <= options.min_score <= 1:
         raise UserError(f"--min_score {options.min_score:g}; expected a number from 0 to 1")
-    written = [folder.resolve() for kind in KINDS if (folder := Path(options.out, kind)) and (folder / MARK).exists()]
+    folders = [Path(options.out, kind) for kind in KINDS]
+    written = [folder.resolve() for folder in folders if (folder / MARK).exists()]
     files = [named for source in options.sources for named in _find(source, written)]
     check_unique(Path(options.out), [name for name, _ in files])
     predictor = BestiePredictor.load(
