@@ -278,9 +278,12 @@ def test_what_it_reads_is_never_written_over(annotated: Path, capsys: pytest.Cap
     assert "expected a .json file, or a folder" in refused(capsys, *given[:3], "--output", root / "points.csv")
     points(*given[:3], "--output", root / "txt")
     capsys.readouterr()
-    message = refused(capsys, root / "labels/empty.json", "--from", "labelme", "--output", root / "txt")
-    assert "labels/empty.json" in message or "has one.txt, of an image that" in message
-    assert (root / "txt" / "one.txt").exists()
+    labelme(root / "labels", "three", ("dog", 5, 5))  # 0 here, and 1 there
+    more = (root / "labels/three.json", "--from", "labelme", "--output", root / "txt")
+    assert "has one.txt, whose class numbers may mean others; give --classes" in refused(capsys, *more)
+    assert not (root / "txt" / "three.txt").exists()
+    points(*more, "--classes", "cat", "dog")
+    assert (root / "txt" / "three.txt").read_text().split()[2] == "1"
 
 
 def test_crowds_alone_are_no_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

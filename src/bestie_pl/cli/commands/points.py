@@ -35,7 +35,7 @@ def main(args: list[str]) -> int:
     from bestie_pl.data.annotation_tools.readers import read_marked
     from bestie_pl.data.files import write_text
     from bestie_pl.data.formats.classes import alike
-    from bestie_pl.data.formats.points import tag_csv, to_json, write_release
+    from bestie_pl.data.formats.points import image_name, tag_csv, to_json, write_release
 
     config = None if options.label_config is None else Path(options.label_config)
     marked = read_marked([Path(path) for path in options.inputs], options.source, config)
@@ -50,6 +50,8 @@ def main(args: list[str]) -> int:
     if output.suffix.lower() == ".json":
         write_text(output, to_json(points))
     else:
+        if options.classes is None:
+            _keep_numbers(output, {f"{image_name(file)}.txt" for file in points.files})
         write_release(points, output)
     if tags is not None:
         write_text(Path(options.tags), tags)
@@ -69,6 +71,16 @@ def _check_outputs(output: Path, options: argparse.Namespace) -> None:
             raise UserError(f"{name} {path}: is what the points are read from; give another file")
     if output.suffix.lower() in (".csv", ".txt", ".xml") and not output.is_dir():
         raise UserError(f"--output {output}: expected a .json file, or a folder for text files NAME.txt")
+
+
+def _keep_numbers(folder: Path, own: set[str]) -> None:
+    """Raise UserError if text files of other images stay, whose class numbers may mean other classes by now."""
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*.txt")}
+    if others := sorted(there - own):
+        raise UserError(
+            f"--output {folder}: has {others[0]}, whose class numbers may mean others; give --classes in the order that "
+            "they have there, or another folder"
+        )
 
 
 def _keep_edited(path: Path, content: str) -> None:

@@ -407,12 +407,6 @@ def write_release(points: PointSet, folder: Path) -> None:
         raise UserError(
             f"{points.path}: two images are named {twice}, but for their suffix; rename one, or write JSON instead"
         )
-    there = (path.relative_to(folder).as_posix() for path in folder.rglob("*.txt"))
-    if others := sorted(set(there) - {f"{name}.txt" for name in names}):
-        raise UserError(
-            f"{folder}: has {others[0]}, of an image that {points.path} does not have, and its class numbers may mean "
-            "other classes; give another folder as --output, or remove it"
-        )
     for n, name in enumerate(names):
         rows = points.rows(n)
         lines = (
