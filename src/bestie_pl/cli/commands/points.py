@@ -78,8 +78,8 @@ def _keep_numbers(folder: Path, own: set[str]) -> None:
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*.txt")}
     if others := sorted(there - own):
         raise UserError(
-            f"--output {folder}: has {others[0]}, whose class numbers may mean others; give --classes in the order that "
-            "they have there, or another folder"
+            f"--output {folder}: has {others[0]}, whose class numbers may mean others; give --classes in the order "
+            "that they have there, or another folder"
         )
 
 
