@@ -15,6 +15,7 @@ from pycocotools import mask as codec
 from bestie_pl.callbacks.predictions import PredictionWriter
 from bestie_pl.callbacks.scores import ScoreWriter
 from bestie_pl.data.shapes import ShapesDataModule
+from bestie_pl.modules import large_images
 from bestie_pl.modules.mask_rcnn import MaskRCNNModule
 from bestie_pl.modules.optimization import Optimization, step_decay
 from bestie_pl.structures import Batch, Cues
@@ -139,6 +140,16 @@ def test_it_starts_from_weights_of_its_classes_that_are_finite(tmp_path: Path) -
     module = MaskRCNNModule(2, ["cat", "dog"], **SMALL, init_from=str(tmp_path / "nan.ckpt"))
     with pytest.raises(ValueError, match="not finite"):
         module.load_first_weights()
+
+
+def test_images_that_would_fill_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch, shapes_folder: Path) -> None:
+    data = make_data(shapes_folder, crop_size=64)
+    data.prepare_data()
+    data.setup("test")
+    batch = next(iter(data.test_dataloader()))
+    monkeypatch.setattr(large_images, "MOST_WHOLE", 32 * 32)
+    with pytest.raises(ValueError, match="64 x 64 px after image_scale"):
+        MaskRCNNModule(5, **SMALL).eval().predict_step(batch, 0)
 
 
 def test_two_processes_score_like_one(shapes_folder: Path, tmp_path: Path) -> None:

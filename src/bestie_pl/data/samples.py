@@ -60,7 +60,7 @@ class Split:
         names: Unique image names; semantic maps and cues are ``semantic_dir/NAME.png`` and ``cues_dir/NAME.txt``.
         images: Image paths, in the same order.
         tags: (N, C) bool, or None where they are unknown.
-        tags_file: What states them, where that is one file.
+        tags_file: What states them, where that is one file; there may be no such file.
         semantic_dir: None where there is none.
         cues_dir: None where there is none.
         truth: Reader of the ground truth, None where there is none.

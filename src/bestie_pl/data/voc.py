@@ -108,7 +108,7 @@ class VOCDataModule(InstanceDataModule):
             names=names,
             images=ImageFiles(images, names),
             tags=self._tags(split, listed, required=stage == "train" or self.tags_only),
-            tags_file=tag_list if (tag_list := self._tag_list(split)).is_file() else None,
+            tags_file=self._tag_list(split),
             semantic_dir=semantic_dir if stage == "train" else None,
             cues_dir=self.cues_dir,
             truth=truth,
